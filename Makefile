@@ -1,0 +1,86 @@
+# One command each; every target sets up what it needs on a fresh machine (see `make setup`).
+# Set-up is idempotent: a stamp under build/stamps/ is newer than what it was made from.
+
+SHELL       := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+MAKEFLAGS   += --no-print-directory
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON  ?= python3
+VENV    := .venv
+BIN     := $(VENV)/bin
+STAMPS  := build/stamps
+DATA    := mnist shakespeare
+# Threads: each peer is a process of its own, so BLAS must not fan out on every one of them.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: help
+help: ## this list
+	@echo "p2pflock: train models in a peer-to-peer swarm, with provenance anyone can check"
+	@echo
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18 | sed 's/^/  make /'
+
+# --- set-up ---------------------------------------------------------------------------------------------
+.PHONY: setup
+setup: $(STAMPS)/python $(STAMPS)/contracts $(STAMPS)/data ## virtual environment, npm packages, data sets
+
+# Says what is missing before pip fails with a page of compiler output.
+$(STAMPS)/tools:
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found"; echo "fix: install Python 3.10 or newer"; exit 1; } >&2
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+	  || { echo "error: $$($(PYTHON) -V) is too old"; echo "fix: make PYTHON=python3.11 (3.10 or newer)"; exit 1; } >&2
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null \
+	  || { echo "error: Python has no venv module"; echo "fix: apt-get install python3-venv"; exit 1; } >&2
+	@command -v cc >/dev/null \
+	  || { echo "error: no C compiler (fastecdsa, a dependency of libp2p, is compiled)"; echo "fix: apt-get install gcc python3-dev libgmp-dev"; exit 1; } >&2
+	@echo '#include <gmp.h>' | cc -E - >/dev/null 2>&1 \
+	  || { echo "error: gmp.h not found (fastecdsa, a dependency of libp2p, is compiled)"; echo "fix: apt-get install libgmp-dev"; exit 1; } >&2
+	@command -v npm >/dev/null \
+	  || { echo "error: npm not found (anvil, forge and solc come from it)"; echo "fix: install Node.js 18 or newer"; exit 1; } >&2
+	@mkdir -p $(STAMPS) && touch $@
+
+$(STAMPS)/python: pyproject.toml constraints.txt | $(STAMPS)/tools
+	@echo "== python packages"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,fast]'
+	@mkdir -p $(STAMPS) && touch $@
+
+$(STAMPS)/contracts: $(wildcard contracts/package.json contracts/package-lock.json) | $(STAMPS)/tools
+	@echo "== npm packages (anvil, forge, solc, OpenZeppelin)"
+	@cd contracts && npm ci --no-audit --no-fund --loglevel=error
+	@mkdir -p $(STAMPS) && touch $@
+
+$(STAMPS)/data: $(wildcard p2pflock/learning/data.py) | $(STAMPS)/python
+	@echo "== data sets"
+	@$(BIN)/python -m p2pflock.learning.data fetch $(DATA)
+	@mkdir -p $(STAMPS) && touch $@
+
+# --- show -----------------------------------------------------------------------------------------------
+.PHONY: demo demo-short
+demo: setup ## 4 peers train on MNIST, agree, anchor, get paid; then verify and claim
+	@$(BIN)/p2pflock up --task mnist --peers 4 --rounds 10 --demo --home build/demo
+
+demo-short: setup ## the same with fewer rounds
+	@$(BIN)/p2pflock up --task mnist --peers 4 --rounds 3 --demo --home build/demo-short
+
+# --- test -----------------------------------------------------------------------------------------------
+.PHONY: test test-contracts check
+test: setup ## unit, property, simulation, process and attack tests
+	@$(BIN)/python -m pytest tests
+
+test-contracts: $(STAMPS)/contracts ## forge: unit, fuzz, invariants, committed ABI equals a fresh build
+	@contracts/tools/test.sh
+
+check: $(STAMPS)/python $(STAMPS)/contracts ## ruff, mypy --strict, import direction, forge fmt
+	@echo "== ruff" && $(BIN)/ruff check .
+	@echo "== mypy --strict" && $(BIN)/mypy
+	@echo "== import direction" && $(BIN)/python -m pytest -q tests/unit/test_imports.py
+	@echo "== forge fmt" && contracts/tools/forge fmt --check --root contracts
+	@echo "check: all passed"
+
+.PHONY: clean
+clean: ## remove everything that was built; keeps downloaded data and the virtual environment
+	@rm -rf build/stamps build/demo build/demo-short build/test contracts/out contracts/cache \
+	  .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find p2pflock tests -name __pycache__ -type d -prune -exec rm -rf {} +
