@@ -275,7 +275,10 @@ class Trainer(Protocol):
         """H local steps from the current checkpoint; may be cancelled, which leaves the model as it was."""
         ...
 
-    async def score(self, payloads: Sequence[bytes], seed: bytes) -> Sequence[PayloadScore]: ...
+    async def score(self, round_: int, payloads: Sequence[bytes], seed: bytes) -> Sequence[PayloadScore]:
+        """Each payload against a public batch drawn from `seed`, at the current checkpoint.  `is_valid` says
+        exactly whether `fold` of the same round would take the payload in."""
+        ...
 
     async def fold(self, round_: int, inputs: Sequence[FoldInput]) -> FoldResult:
         """Deterministic fold over the current checkpoint; changes nothing until `adopt`.  The result is a
