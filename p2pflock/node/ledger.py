@@ -1,0 +1,118 @@
+"""The decided rounds of one task, as this peer keeps them: blocks in the store, an index in a journal.
+
+Law: append-only and in order; what is appended was decided or verified before.  Blocks are written before
+the index entry that names them, so a crash between the two loses an entry, never a block that is named.
+The head chain (signing.compute_head) is recomputed on open, so the index cannot disagree with the records.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from p2pflock.errors import InvalidMessageError, LocalProtocolError
+from p2pflock.ports import BlobStore
+from p2pflock.primitives import signing, wire
+from p2pflock.primitives.cid import CID
+from p2pflock.protocol.messages import Attestation, Manifest, RoundRecord
+
+
+class Journal(Protocol):
+    """Durable append: on disk before it returns (storage/journal.py)."""
+
+    def append(self, kind: str, data: bytes) -> None: ...
+
+    def replay(self) -> Iterable[tuple[str, bytes]]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """A decided round: its record and the attestation this peer knows for it (None for genesis)."""
+
+    record: RoundRecord
+    cid: CID
+    attestation: Attestation | None
+    head: bytes  # chained digest after this round; the task id for genesis
+
+
+def build_manifest(record: RoundRecord, spec: CID) -> Manifest:
+    return Manifest(
+        task=record.task,
+        spec=spec,
+        round=record.round,
+        record=record.cid(),
+        weights=record.weights,
+        model_hash=record.model_hash,
+    )
+
+
+class Ledger:
+    """Decisions 0..head of one task."""
+
+    def __init__(self, store: BlobStore, journal: Journal, spec: CID) -> None:
+        self._store = store
+        self._journal = journal
+        self.spec = spec
+        self._decisions: list[Decision] = []
+        for kind, data in journal.replay():
+            if kind == "decided":
+                record_cid, attestation_cid = wire.unpack(data, max_bytes=256)
+                record = RoundRecord.decode(store.get(CID.from_bytes(record_cid)))
+                attestation = (
+                    Attestation.decode(store.get(CID.from_bytes(attestation_cid)))
+                    if attestation_cid
+                    else None
+                )
+                self._push(record, attestation)
+
+    @property
+    def head(self) -> Decision:
+        return self._decisions[-1]
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._decisions
+
+    def at(self, round_: int) -> Decision | None:
+        return self._decisions[round_] if 0 <= round_ < len(self._decisions) else None
+
+    def append(self, record: RoundRecord, attestation: Attestation | None, blocks: Iterable[bytes]) -> Decision:
+        """`blocks`: the encoded DAG-CBOR objects the record links to (headers, scorecards, committee).
+
+        Raises LocalProtocolError out of order."""
+        for block in blocks:
+            self._store.put(CID.of_dag_cbor(block), block)
+        encoded = record.encode()
+        self._store.put(CID.of_dag_cbor(encoded), encoded)
+        manifest = build_manifest(record, self.spec).encode()
+        self._store.put(CID.of_dag_cbor(manifest), manifest)
+        attestation_cid = b""
+        if attestation is not None:
+            signed = attestation.encode()
+            self._store.put(CID.of_dag_cbor(signed), signed)
+            attestation_cid = CID.of_dag_cbor(signed).to_bytes()
+        decision = self._push(record, attestation)
+        self._journal.append("decided", wire.pack([decision.cid.to_bytes(), attestation_cid]))
+        return decision
+
+    def _push(self, record: RoundRecord, attestation: Attestation | None) -> Decision:
+        if record.round != len(self._decisions):
+            raise LocalProtocolError(f"round {record.round} appended after {len(self._decisions) - 1}")
+        cid = record.cid()
+        if record.round == 0:
+            head = record.task
+        else:
+            previous = self.head
+            if record.parent != previous.cid:
+                raise InvalidMessageError(f"round {record.round} does not follow the known round {record.round - 1}")
+            head = signing.compute_head(
+                task=record.task,
+                round_=record.round,
+                record_digest=cid.digest,
+                rewards_root=record.rewards_root,
+                previous_head=previous.head,
+            )
+        decision = Decision(record, cid, attestation, head)
+        self._decisions.append(decision)
+        return decision
