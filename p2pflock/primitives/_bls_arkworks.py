@@ -62,10 +62,10 @@ def is_pairing_product_one(g1: Sequence[Any], g2: Sequence[Any]) -> bool:
 
 
 def affine_g1(point: Any) -> bytes:
-    """x ‖ y, 48 bytes each; zeros for infinity."""
+    """Affine x ‖ y, 48 bytes each; zeros for infinity."""
     return bytes(point.to_xy_bytes_be())
 
 
 def affine_g2(point: Any) -> bytes:
-    """x.c0 ‖ x.c1 ‖ y.c0 ‖ y.c1, 48 bytes each; zeros for infinity."""
+    """Affine x.c0 ‖ x.c1 ‖ y.c0 ‖ y.c1, 48 bytes each; zeros for infinity."""
     return bytes(point.to_xy_bytes_be())

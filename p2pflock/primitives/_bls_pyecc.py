@@ -9,22 +9,19 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
-from eth_utils import ValidationError
-from py_ecc.bls.g2_primitives import G1_to_pubkey, G2_to_signature, pubkey_to_G1, signature_to_G2, subgroup_check
+from eth_utils.exceptions import ValidationError
+from py_ecc.bls.g2_primitives import (
+    G1_to_pubkey,
+    G2_to_signature,
+    pubkey_to_G1,
+    signature_to_G2,
+    subgroup_check,
+)
 from py_ecc.bls.hash_to_curve import hash_to_G2
 from py_ecc.fields import optimized_bls12_381_FQ12 as FQ12
-from py_ecc.optimized_bls12_381 import (
-    Z1,
-    Z2,
-    add,
-    final_exponentiate,
-    is_inf,
-    multiply,
-    neg,
-    normalize,
-    pairing,
-)
-from py_ecc.optimized_bls12_381 import G1 as GENERATOR
+from py_ecc.optimized_bls12_381.optimized_curve import G1 as GENERATOR
+from py_ecc.optimized_bls12_381.optimized_curve import Z1, Z2, add, is_inf, multiply, neg, normalize
+from py_ecc.optimized_bls12_381.optimized_pairing import final_exponentiate, pairing
 
 NAME = "py_ecc"
 NEGATIVE_GENERATOR: Any = neg(GENERATOR)
@@ -76,7 +73,8 @@ def public_key(scalar: int) -> bytes:
 
 
 def hash_to_g2(message: bytes, dst: bytes) -> Any:
-    return hash_to_G2(message, dst, hashlib.sha256)
+    sha256: Any = hashlib.sha256  # py_ecc annotates the instance where it takes the constructor
+    return hash_to_G2(message, dst, sha256)
 
 
 def multiply_g2(point: Any, scalar: int) -> Any:
@@ -91,14 +89,14 @@ def is_pairing_product_one(g1: Sequence[Any], g2: Sequence[Any]) -> bool:
 
 
 def affine_g1(point: Any) -> bytes:
-    """x ‖ y, 48 bytes each; zeros for infinity."""
+    """Affine x ‖ y, 48 bytes each; zeros for infinity."""
     if is_inf(point):
         return bytes(96)
     return b"".join(int(value).to_bytes(48, "big") for value in normalize(point))
 
 
 def affine_g2(point: Any) -> bytes:
-    """x.c0 ‖ x.c1 ‖ y.c0 ‖ y.c1, 48 bytes each; zeros for infinity."""
+    """Affine x.c0 ‖ x.c1 ‖ y.c0 ‖ y.c1, 48 bytes each; zeros for infinity."""
     if is_inf(point):
         return bytes(192)
     x, y = normalize(point)

@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import Any
 
 from p2pflock.errors import InvalidMessageError
-from p2pflock.primitives.cid import SIZE_BYTES, CID
+from p2pflock.primitives.cid import CID, SIZE_BYTES
 
 MAX_DEPTH = 16
 MAX_ITEMS = 65_536

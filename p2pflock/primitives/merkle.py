@@ -79,6 +79,7 @@ def sha256_root(leaves: Sequence[bytes]) -> bytes:
     # Equal to the recursive definition: merge neighbours level by level, carry a lone last node up.
     level = [hashlib.sha256(b"\0" + leaf).digest() for leaf in leaves]
     while len(level) > 1:
-        merged = [hashlib.sha256(b"\1" + a + b).digest() for a, b in zip(level[::2], level[1::2])]
+        pairs = zip(level[::2], level[1::2], strict=False)
+        merged = [hashlib.sha256(b"\1" + a + b).digest() for a, b in pairs]
         level = merged + ([level[-1]] if len(level) % 2 else [])
     return level[0]

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from eth_keys import keys
-from eth_keys.exceptions import BadSignature, ValidationError
+from eth_keys.datatypes import Signature
+from eth_keys.exceptions import BadSignature
+from eth_utils.exceptions import ValidationError
 
 from p2pflock.errors import InvalidMessageError
 
@@ -113,7 +114,7 @@ def recover_address(digest: bytes, signature: bytes) -> bytes:
     if v not in (27, 28) or not 0 < r < _SECP256K1_ORDER or not 0 < s <= _SECP256K1_ORDER // 2:
         raise InvalidMessageError("signature is not in canonical form")
     try:
-        recovered = keys.Signature(vrs=(v - 27, r, s)).recover_public_key_from_msg_hash(bytes(digest))
+        recovered = Signature(vrs=(v - 27, r, s)).recover_public_key_from_msg_hash(bytes(digest))
     except (BadSignature, ValidationError, ValueError) as error:
         raise InvalidMessageError("signature recovers to no key") from error
     return recovered.to_canonical_address()

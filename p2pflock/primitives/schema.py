@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, ClassVar, TypeVar
 
 from p2pflock.errors import InvalidMessageError
@@ -86,7 +85,8 @@ def amount() -> Any:
 
 def text(maximum_bytes: int) -> Any:
     def check(value: object) -> str:
-        if type(value) is not str or len(value.encode()) > maximum_bytes:
+        # "surrogatepass" only to measure: dagcbor refuses lone surrogates with our own error.
+        if type(value) is not str or len(value.encode("utf-8", "surrogatepass")) > maximum_bytes:
             raise _refuse(f"text up to {maximum_bytes} bytes", value)
         return value
 
@@ -103,8 +103,14 @@ def link() -> Any:
 
 
 def nested(cls: type[Any]) -> Any:
-    """Another record, inline."""
-    return dataclasses.field(metadata={"spec": Spec(lambda v: _to_map(v), lambda w: _from_map(cls, w))})
+    """Another record of exactly this class, inline."""
+
+    def to_wire(value: object) -> dict[str, Any]:
+        if type(value) is not cls:
+            raise _refuse(cls.__name__, value)
+        return _to_map(value)
+
+    return dataclasses.field(metadata={"spec": Spec(to_wire, lambda wire: _from_map(cls, wire))})
 
 
 def optional(inner: Any) -> Any:
@@ -136,9 +142,17 @@ def sequence(inner: Any, maximum: int) -> Any:
     return dataclasses.field(metadata={"spec": Spec(to_wire, from_wire)})
 
 
-@lru_cache(maxsize=None)
+_SPECS: dict[type[Any], tuple[tuple[str, Spec], ...]] = {}  # one entry per record class of the program
+
+
 def _specs(cls: type[Any]) -> tuple[tuple[str, Spec], ...]:
-    return tuple((f.name, f.metadata["spec"]) for f in dataclasses.fields(cls))
+    specs = _SPECS.get(cls)
+    if specs is None:
+        specs = tuple((f.name, f.metadata["spec"]) for f in dataclasses.fields(cls))
+        if any(name == "kind" for name, _ in specs):
+            raise TypeError(f"{cls.__name__}: `kind` is the type tag, not a field")
+        _SPECS[cls] = specs
+    return specs
 
 
 def _to_map(record: Any) -> dict[str, Any]:
@@ -168,8 +182,11 @@ class Record:
     __slots__ = ()
 
     def encode(self) -> bytes:
-        """The one canonical encoding."""
-        return dagcbor.encode({"kind": self.KIND, **_to_map(self)})
+        """The one canonical encoding.  Raises InvalidMessageError where `decode` would refuse the result."""
+        data = dagcbor.encode({**_to_map(self), "kind": self.KIND})
+        if len(data) > self.MAX_BYTES:
+            raise InvalidMessageError(f"{self.KIND}: {len(data)} bytes, at most {self.MAX_BYTES}")
+        return data
 
     @classmethod
     def decode(cls: type[M], data: bytes) -> M:

@@ -128,6 +128,7 @@ def compute_possession_root(
     Naming operator and peer keeps a seen proof from registering the key for somebody else.
 
     Args:
+        chain_id: EIP-155 id of the chain the registry lives on.
         registry: 20-byte contract address.
         operator: 20-byte account that registers.
         peer_id_hash: keccak256 of the 38-byte peer id.
