@@ -178,8 +178,8 @@ def _header(salt: bytes) -> bytes:
     return _MAGIC + salt + hashlib.blake2b(salt, digest_size=8).digest()
 
 
-def _salt(data: bytes) -> bytes:
-    return data[len(_MAGIC) : len(_MAGIC) + _SALT_BYTES]
+def _salt(data: bytes | bytearray) -> bytes:
+    return bytes(data[len(_MAGIC) : len(_MAGIC) + _SALT_BYTES])
 
 
 def _check(salt: bytes, offset: int, payload: bytes) -> bytes:
