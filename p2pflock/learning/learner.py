@@ -1,0 +1,273 @@
+"""One peer's learning: local steps, fold, scores, and the checkpoint they act on.
+
+Law: the same Learner runs over a torch model (network.py) and over the numpy model of the test kit, so what
+the simulations exercise is what ships.  It reads no clock and no network; the only file it writes is its
+own state.  The checkpoint changes in `adopt` and `load` alone.  `train` is a generator that a caller may drop
+between two steps: nothing has happened then.
+
+Trainer-local state is the inner optimizer and the error feedback.  It is saved before a result is returned,
+together with what it was before, so that training the same round again, say after a crash, gives the same
+payload and not a second one for the same slot.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Generator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from p2pflock.errors import InvalidMessageError, LocalProtocolError, SpecError
+from p2pflock.learning import checkpoint, codec, fold, scoring, shards
+from p2pflock.learning.checkpoint import Layout
+from p2pflock.learning.codec import F32, Shape, Sparse
+from p2pflock.learning.dataset import Split
+from p2pflock.learning.optimizers import build_optimizer, compute_lr, compute_state_hash
+from p2pflock.learning.spec import TaskSpec
+from p2pflock.learning.state import LocalState, StateFile
+from p2pflock.ports import Evaluation, FoldInput, FoldResult, Genesis, PayloadScore, TrainResult
+from p2pflock.primitives import merkle, shuffle, wire
+
+MAX_CANDIDATES = 8  # folds kept until one is adopted: one per view of a disputed round
+EVALUATION_BATCH = 500
+# A peer absent for longer starts with an empty error feedback: what it kept belongs to other weights.
+MAX_FEEDBACK_AGE_ROUNDS = 4
+
+
+class Network(Protocol):
+    """A model and its data: everything that needs a framework.  Vectors are (parameters,) float32."""
+
+    @property
+    def layout(self) -> Layout: ...
+
+    def genesis(self) -> F32: ...
+
+    def size(self, split: Split) -> int: ...
+
+    def begin(self, seed: bytes) -> None:
+        """Seed whatever randomness the model itself uses (dropout)."""
+        ...
+
+    def gradient(
+        self, weights: F32, split: Split, indices: Sequence[int], *, is_training: bool
+    ) -> tuple[float, F32]:
+        """Mean loss of a batch and its gradient, a fresh vector."""
+        ...
+
+    def loss(self, weights: F32, split: Split, indices: Sequence[int]) -> tuple[float, float]:
+        """(mean loss, accuracy in [0, 1] or 0 where there is none) of a batch."""
+        ...
+
+    def sample(self, weights: F32, length: int) -> str: ...
+
+
+class Learner:
+    """See the head of the file.  Create, then `open`."""
+
+    def __init__(self, spec: TaskSpec, network: Network, state_dir: Path | None = None) -> None:
+        self.spec = spec
+        self.network = network
+        self._layout = network.layout
+        self._size = network.layout.parameters
+        self._rule = fold.FoldRule(
+            floor_divisor=spec.fold.floor_divisor,
+            gain=float(spec.fold.gain),
+            norm_bound=float(spec.fold.norm_bound),
+            is_clipped=spec.fold.clip == "median",
+        )
+        self._weights = network.genesis()
+        self._model_hash = checkpoint.compute_model_hash(self.export())
+        self._genesis = Genesis(
+            self._model_hash, checkpoint.compute_weights_cid(self.export()), self._size
+        )
+        self._candidates: OrderedDict[bytes, F32] = OrderedDict()
+        self._evaluation: tuple[bytes, Evaluation] | None = None
+        self._file = StateFile(state_dir, spec.task_id, self._size) if state_dir else None
+        self._state = (self._file.read() if self._file else None) or LocalState.fresh()
+
+    def open(self) -> Genesis:
+        return self._genesis
+
+    # --- local steps ------------------------------------------------------------------------------------
+    def train(
+        self, round_: int, shard: int, count: int, seed: bytes
+    ) -> Generator[tuple[int, float], None, TrainResult]:
+        """H local steps; yields (steps done, loss) after each.
+
+        Raises:
+            SpecError: the training diverged.
+        """
+        local = self.spec.local
+        slot = hashlib.sha256(
+            wire.pack([self.spec.task_id, round_, self._model_hash, shard, count, seed])
+        ).digest()
+        before = self._state_before(round_, slot)
+        optimizer = build_optimizer(local, self._size)
+        if before.optimizer:
+            optimizer.restore(before.optimizer)
+        self.network.begin(shuffle.derive(seed, "model randomness", round_, shard))
+        batches = shards.compute_batches(
+            seed, round_, shard, count, self.network.size("train"), local.steps, local.batch_size
+        )
+        weights = self._weights.copy()
+        losses, leaves = [], []
+        for step, batch in enumerate(batches):
+            loss, gradient = self.network.gradient(weights, "train", batch, is_training=True)
+            _clip_gradient(gradient, float(local.grad_clip))
+            lr = compute_lr(local, self.spec.task.rounds, (round_ - 1) * local.steps + step)
+            optimizer.step(weights, gradient, lr)
+            losses.append(loss)
+            if (step + 1) % local.leaf_steps == 0 or step + 1 == local.steps:
+                leaves.append(hashlib.sha256(weights.astype("<f4", copy=False).tobytes()).digest())
+            yield step + 1, loss
+        delta = self._weights - weights
+        if not np.isfinite(delta).all():
+            raise SpecError(f"training diverged in round {round_}", "lower local.lr or set local.grad_clip")
+        payload, feedback = self._compress(round_, delta, before)
+        optimizer_state = optimizer.state()
+        self._state = LocalState(slot, round_, before.optimizer, before.feedback, optimizer_state, feedback)
+        if self._file:
+            self._file.write(self._state)
+        return TrainResult(
+            payload=payload,
+            steps=local.steps,
+            samples=local.steps * local.batch_size,
+            loss_micro=scoring.to_micro(float(np.mean(losses))),
+            leaf_root=merkle.sha256_root(leaves),
+            optimizer_hash=compute_state_hash(optimizer_state),
+        )
+
+    def _state_before(self, round_: int, slot: bytes) -> _Before:
+        state = self._state
+        if state.slot == slot:
+            return _Before(state.optimizer_before, state.feedback_before)
+        age = round_ - state.round
+        feedback = state.feedback if 0 <= age <= MAX_FEEDBACK_AGE_ROUNDS else b""
+        return _Before(state.optimizer, feedback)
+
+    def _compress(self, round_: int, delta: F32, before: _Before) -> tuple[bytes, bytes]:
+        """(payload, error feedback to keep)."""
+        if self.spec.averaging == "dense":
+            return delta.astype("<f4", copy=False).tobytes(), b""
+        kept = (
+            np.frombuffer(before.feedback, "<f4").astype(np.float32)
+            if before.feedback
+            else np.zeros(self._size, np.float32)
+        )
+        payload, feedback = codec.compress_with_feedback(
+            delta, kept, float(self.spec.codec.beta), self._shape(round_)
+        )
+        return payload, feedback.astype("<f4", copy=False).tobytes()
+
+    def _shape(self, round_: int) -> Shape:
+        """What payloads of this round look like."""
+        section = self.spec.codec
+        k = section.k_start if round_ <= section.start_rounds else section.k
+        return Shape(self._size, section.chunk, k)
+
+    # --- judging and folding ----------------------------------------------------------------------------
+    def score(self, round_: int, payloads: Sequence[bytes], seed: bytes) -> list[PayloadScore]:
+        section, pool = self.spec.scoring, self.network.size("public")
+        batch = shards.compute_public(seed, "public batch", pool, section.batch_size)
+        held_out = shards.compute_public(seed, "held out", pool, section.held_out)
+        decoded = [self._decode_or_none(round_, payload) for payload in payloads]
+        _, gradient = self.network.gradient(self._weights, "public", batch, is_training=False)
+        return scoring.score(
+            decoded, self._weights, gradient, lambda weights: self.network.loss(weights, "public", held_out)[0]
+        )
+
+    def _decode_or_none(self, round_: int, payload: bytes) -> Sparse | F32 | None:
+        try:
+            if self.spec.averaging == "dense":
+                return self._decode_dense(payload)
+            return codec.decode(payload, self._shape(round_))
+        except InvalidMessageError:
+            return None
+
+    def _decode_dense(self, vector: bytes) -> F32:
+        if len(vector) != 4 * self._size:
+            raise InvalidMessageError(f"dense vector: {len(vector)} bytes, expected {4 * self._size}")
+        values = np.frombuffer(vector, "<f4").astype(np.float32)
+        if not np.isfinite(values).all():
+            raise InvalidMessageError("dense vector: not finite")
+        return values
+
+    def fold(self, round_: int, inputs: Sequence[FoldInput]) -> FoldResult:
+        """Raises InvalidMessageError when a payload does not decode; the checkpoint stays."""
+        if self.spec.averaging == "dense" and inputs:
+            raise LocalProtocolError("a dense task has no payloads to fold", "use set_dense")
+        shape = self._shape(round_)
+        weighted = [fold.Weighted(codec.decode(entry.payload, shape), entry.weight) for entry in inputs]
+        return self._propose(fold.fold(self._rule, self._weights, weighted))
+
+    def set_dense(self, vector: bytes) -> FoldResult:
+        """Candidate = checkpoint - vector.  Raises InvalidMessageError."""
+        result = self._weights - self._decode_dense(vector)
+        if not np.isfinite(result).all():
+            raise InvalidMessageError("dense vector: the result is not finite")
+        return self._propose(result)
+
+    def _propose(self, weights: F32) -> FoldResult:
+        data = checkpoint.to_bytes(self._layout, weights)
+        model_hash = checkpoint.compute_model_hash(data)
+        self._candidates[model_hash] = weights
+        self._candidates.move_to_end(model_hash)
+        while len(self._candidates) > MAX_CANDIDATES:
+            self._candidates.popitem(last=False)
+        return FoldResult(model_hash, checkpoint.compute_weights_cid(data))
+
+    def adopt(self, model_hash: bytes) -> None:
+        """Raises LocalProtocolError when no recent fold has this hash."""
+        if model_hash != self._model_hash:
+            if model_hash not in self._candidates:
+                raise LocalProtocolError(f"no fold with model hash {model_hash.hex()[:16]}")
+            self._weights, self._model_hash = self._candidates[model_hash], model_hash
+        self._candidates.clear()
+
+    # --- the checkpoint ---------------------------------------------------------------------------------
+    def export(self) -> bytes:
+        return checkpoint.to_bytes(self._layout, self._weights)
+
+    def load(self, weights: bytes) -> bytes:
+        """Raises InvalidMessageError; the checkpoint stays."""
+        self._weights = checkpoint.from_bytes(self._layout, weights)
+        self._model_hash = checkpoint.compute_model_hash(weights)
+        self._candidates.clear()
+        return self._model_hash
+
+    def evaluate(self) -> Evaluation:
+        if self._evaluation is None or self._evaluation[0] != self._model_hash:
+            self._evaluation = self._model_hash, self._evaluate()
+        return self._evaluation[1]
+
+    def _evaluate(self) -> Evaluation:
+        size = self.network.size("test")
+        loss = accuracy = 0.0
+        for begin in range(0, size, EVALUATION_BATCH):
+            indices = range(begin, min(size, begin + EVALUATION_BATCH))
+            batch_loss, batch_accuracy = self.network.loss(self._weights, "test", indices)
+            loss += batch_loss * len(indices)
+            accuracy += batch_accuracy * len(indices)
+        return Evaluation(
+            scoring.to_micro(loss / size), scoring.to_micro(accuracy / size, scoring.MICRO), size
+        )
+
+    def sample(self, length: int) -> str:
+        return self.network.sample(self._weights, length)
+
+
+class _Before:
+    __slots__ = ("feedback", "optimizer")
+
+    def __init__(self, optimizer: bytes, feedback: bytes) -> None:
+        self.optimizer, self.feedback = optimizer, feedback
+
+
+def _clip_gradient(gradient: F32, limit: float) -> None:
+    if limit:
+        norm = float(np.linalg.norm(gradient))
+        if norm > limit:
+            gradient *= np.float32(limit / norm)

@@ -1,0 +1,70 @@
+"""What a validator says of a payload, in integers.
+
+Law: measures only; what follows from a score is settlement's business.  The public batch is drawn after the
+payloads are committed (its seed contains the validator's signature), so nobody can train towards it.  A score
+may differ in its last digits between machines, since gradients do: settlement takes a weighted median.
+
+cosine: of the payload to the public batch's gradient.  A payload is subtracted from the weights, so an honest
+one points along the gradient and has a positive cosine in the mean; single rounds are often negative.
+loss change: on held-out public samples, after minus before subtracting this payload alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from p2pflock.learning.codec import F32, Sparse
+from p2pflock.ports import PayloadScore
+
+MICRO = 1_000_000
+LIMIT = 1 << 53  # bounds of loss_delta_micro on the wire
+
+INVALID = PayloadScore(is_valid=False, cosine_micro=0, loss_delta_micro=0)
+
+
+def to_micro(value: float, limit: int = LIMIT) -> int:
+    """Millionths, cut to [-limit, limit]; what is not a number counts as the worst, +limit."""
+    if math.isnan(value):
+        return limit
+    return round(max(-limit, min(limit, value * MICRO)))
+
+
+def compute_cosine(payload: Sparse | F32, gradient: F32) -> float:
+    """In [-1, 1]; 0 where one of the two is zero.  `payload` sparse, or dense (parameters,)."""
+    if isinstance(payload, Sparse):
+        values, facing = payload.values().astype(np.float64), gradient[payload.indices].astype(np.float64)
+    else:
+        values, facing = payload.astype(np.float64), gradient.astype(np.float64)
+    length = float(np.linalg.norm(values)) * float(np.linalg.norm(gradient.astype(np.float64)))
+    return float(np.dot(values, facing)) / length if length > 0 else 0.0
+
+
+def subtract(weights: F32, payload: Sparse | F32) -> F32:
+    """`weights` after this payload alone; a copy."""
+    if isinstance(payload, Sparse):
+        result = weights.copy()
+        result[payload.indices] -= payload.values()
+        return result
+    return weights - payload
+
+
+def score(
+    payloads: Sequence[Sparse | F32 | None],
+    weights: F32,
+    gradient: F32,
+    loss: Callable[[F32], float],
+) -> list[PayloadScore]:
+    """One score per payload; None stands for one that does not decode.  `loss` is on the held-out samples."""
+    before = loss(weights)
+    scores = []
+    for payload in payloads:
+        if payload is None:
+            scores.append(INVALID)
+            continue
+        cosine = compute_cosine(payload, gradient)
+        cosine_micro = -MICRO if math.isnan(cosine) else to_micro(cosine, MICRO)
+        scores.append(PayloadScore(True, cosine_micro, to_micro(loss(subtract(weights, payload)) - before)))
+    return scores
