@@ -125,7 +125,7 @@ def violations_in(source: str, path: Path, package: Path) -> list[str]:
             report(line, f"{part} imports {top}, which belongs to {', '.join(sorted(OWNERS[top]))}")
         if part in PURE and top in IMPURE:
             report(line, f"{part} imports {top}: no I/O, clock or randomness there")
-        if top in NEVER:
+        if top in NEVER and part != "testing":  # the kit checks that keys refuse to be pickled
             report(line, f"{part} imports {top}: nothing is unpickled here")
     if part in PURE:
         for node in ast.walk(tree):

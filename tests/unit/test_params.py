@@ -21,20 +21,6 @@ def test_a_short_cooldown_is_refused() -> None:
         dataclasses.replace(params.BASE.chain, cooldown_seconds=params.BASE.chain.epoch_seconds)
 
 
-def test_view_timeouts_grow_and_are_bounded() -> None:
-    timeouts = params.LOCAL.timeouts
-    allowances = [timeouts.propose_seconds(view) for view in range(1_000)]
-    assert allowances == sorted(allowances)
-    assert allowances[1] > allowances[0]
-    assert allowances[-1] == timeouts.view_max_seconds
-    assert timeouts.vote_seconds(3) == timeouts.vote_min_seconds + 3 * timeouts.view_step_seconds
-
-
-def test_timeouts_that_never_grow_are_refused() -> None:
-    with pytest.raises(SpecError, match="growth"):
-        params.Timeouts(growth=1.0)
-
-
 def test_only_real_chains_settle_on_finalized() -> None:
     assert {p.name: p.chain.settle_on for p in params.PRESETS.values()} == {
         "local": "latest",
