@@ -38,6 +38,7 @@ class Committee:
     chain_id: int  # 0: a static committee without a chain
     anchor: bytes  # 20 bytes, zero without a chain
     seats: tuple[Seat, ...]
+    round_budget_wei: int = 0  # what settlement may give out for one round
     total_wei: int = field(init=False)
     _by_peer: dict[bytes, int] = field(init=False, repr=False, compare=False, hash=False)
     _by_key: dict[bytes, int] = field(init=False, repr=False, compare=False, hash=False)
@@ -58,10 +59,14 @@ class Committee:
     @classmethod
     def from_block(cls, block: CommitteeBlock) -> Committee:
         """Raises InvalidMessageError."""
-        return cls(block.task, block.epoch, block.chain_id, block.anchor, block.seats)
+        return cls(
+            block.task, block.epoch, block.chain_id, block.anchor, block.seats, block.round_budget_wei
+        )
 
     def to_block(self) -> CommitteeBlock:
-        return CommitteeBlock(self.task, self.epoch, self.chain_id, self.anchor, self.seats)
+        return CommitteeBlock(
+            self.task, self.epoch, self.chain_id, self.anchor, self.round_budget_wei, self.seats
+        )
 
     def cid(self) -> CID:
         """What a record's `committee` link names."""

@@ -229,6 +229,7 @@ class CommitteeBlock(schema.Record):
     epoch: int = schema.uint(32)
     chain_id: int = schema.uint(63)  # 0: no chain, a static committee
     anchor: bytes = schema.fixed_bytes(20)  # anchor contract, zero without a chain
+    round_budget_wei: int = schema.amount()  # reward of one round: the task's escrow over its rounds
     seats: tuple[Seat, ...] = schema.sequence(schema.nested(Seat), MAX_MEMBERS)
 
 
