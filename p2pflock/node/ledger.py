@@ -18,12 +18,23 @@ from p2pflock.primitives.cid import CID
 from p2pflock.protocol.messages import Attestation, Manifest, RoundRecord
 
 
+class Entry(Protocol):
+    @property
+    def round(self) -> int: ...
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def body(self) -> bytes: ...
+
+
 class Journal(Protocol):
     """Durable append: on disk before it returns (storage/journal.py)."""
 
-    def append(self, kind: str, data: bytes) -> None: ...
+    def append(self, kind: str, body: bytes, *, round_: int) -> None: ...
 
-    def replay(self) -> Iterable[tuple[str, bytes]]: ...
+    def replay(self) -> Iterable[Entry]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +58,17 @@ def build_manifest(record: RoundRecord, spec: CID) -> Manifest:
     )
 
 
+def compute_head(record: RoundRecord, previous_head: bytes) -> bytes:
+    """32-byte chained digest after `record`; the anchor contract keeps the same chain."""
+    return signing.compute_head(
+        task=record.task,
+        round_=record.round,
+        record_digest=record.digest(),
+        rewards_root=record.rewards_root,
+        previous_head=previous_head,
+    )
+
+
 class Ledger:
     """Decisions 0..head of one task."""
 
@@ -55,9 +77,9 @@ class Ledger:
         self._journal = journal
         self.spec = spec
         self._decisions: list[Decision] = []
-        for kind, data in journal.replay():
-            if kind == "decided":
-                record_cid, attestation_cid = wire.unpack(data, max_bytes=256)
+        for entry in journal.replay():
+            if entry.kind == "decided":
+                record_cid, attestation_cid = wire.unpack(entry.body, max_bytes=256)
                 record = RoundRecord.decode(store.get(CID.from_bytes(record_cid)))
                 attestation = (
                     Attestation.decode(store.get(CID.from_bytes(attestation_cid)))
@@ -93,7 +115,8 @@ class Ledger:
             self._store.put(CID.of_dag_cbor(signed), signed)
             attestation_cid = CID.of_dag_cbor(signed).to_bytes()
         decision = self._push(record, attestation)
-        self._journal.append("decided", wire.pack([decision.cid.to_bytes(), attestation_cid]))
+        entry = wire.pack([decision.cid.to_bytes(), attestation_cid])
+        self._journal.append("decided", entry, round_=record.round)
         return decision
 
     def _push(self, record: RoundRecord, attestation: Attestation | None) -> Decision:
@@ -106,13 +129,7 @@ class Ledger:
             previous = self.head
             if record.parent != previous.cid:
                 raise InvalidMessageError(f"round {record.round} does not follow the known round {record.round - 1}")
-            head = signing.compute_head(
-                task=record.task,
-                round_=record.round,
-                record_digest=cid.digest,
-                rewards_root=record.rewards_root,
-                previous_head=previous.head,
-            )
+            head = compute_head(record, previous.head)
         decision = Decision(record, cid, attestation, head)
         self._decisions.append(decision)
         return decision

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from p2pflock.errors import InvalidMessageError, RemoteProtocolError, UnavailableError
-from p2pflock.node.ledger import Ledger
+from p2pflock.node.ledger import Ledger, compute_head
 from p2pflock.ports import BlobStore, FoldInput, Requests, Trainer
 from p2pflock.primitives import unixfs, wire
 from p2pflock.primitives.cid import CID, RAW
@@ -157,7 +157,7 @@ class RoundSync:
             verify_attestation(self._committee, attestation, record, previous_head)
             decisions.append((record, attestation))
             parent_cid, expected = record.cid(), expected + 1
-            previous_head = self._committee.compute_head(record, previous_head)
+            previous_head = compute_head(record, previous_head)
         return decisions
 
     async def catch_up(self, peer: bytes, others: Sequence[bytes]) -> CaughtUp:

@@ -1,0 +1,61 @@
+"""What the parts of a running peer share: its keys, its ports and the facts of the task."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from p2pflock.node.events import EventLog
+from p2pflock.node.ledger import Journal, Ledger
+from p2pflock.params import NetworkParams
+from p2pflock.ports import BlobStore, Chain, Clock, Host, Signer, Swarm, Trainer
+from p2pflock.primitives.cid import CID
+from p2pflock.protocol.committee import Committee
+from p2pflock.protocol.settlement import SettlementParams
+
+
+@dataclass(frozen=True, slots=True)
+class TaskFacts:
+    """What the network side needs of a task spec (learning/spec.py has the rest)."""
+
+    task: bytes  # 32 bytes
+    spec: CID
+    rounds: int
+    is_dense: bool
+    snapshot_every_rounds: int
+
+
+@dataclass(frozen=True)
+class PeerContext:
+    """Frozen: the parts keep their own state, nobody keeps it here."""
+
+    signer: Signer
+    committee: Committee
+    seat: int | None  # None: an onlooker, who folds along and serves blocks
+    facts: TaskFacts
+    settlement: SettlementParams
+    params: NetworkParams
+    host: Host
+    swarm: Swarm
+    trainer: Trainer
+    store: BlobStore
+    journal: Journal
+    ledger: Ledger
+    chain: Chain | None
+    clock: Clock
+    events: EventLog
+
+    @property
+    def now(self) -> float:
+        return self.clock.monotonic_seconds()
+
+    def round_key(self, round_: int) -> bytes:
+        """40 bytes that name a round in the exchange."""
+        return self.facts.task + round_.to_bytes(8, "big")
+
+    def peer_of(self, seat: int) -> bytes:
+        return self.committee.seats[seat].peer
+
+    def store_file(self, data: bytes) -> CID:
+        from p2pflock.primitives import unixfs
+
+        return unixfs.build(unixfs.chunked(data), self.store.put)

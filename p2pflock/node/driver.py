@@ -1,0 +1,422 @@
+"""Drives one round: carries out what protocol/rounds.py asks for, and feeds it what happens.
+
+Law: every slow thing (training, scoring, folding, fetching) is a task of its own that reports back into one
+inbox, and one loop feeds the state machine, so the machine never runs twice at once and never waits.
+What we sign is on disk before it is sent: contribution header, proposal and votes go through `_sign_and_save`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import replace
+
+import trio
+
+from p2pflock.errors import FlockError, LocalProtocolError, RemoteProtocolError
+from p2pflock.node.context import PeerContext
+from p2pflock.node.ledger import Decision
+from p2pflock.node.recordwork import RecordWork
+from p2pflock.ports import TrainResult
+from p2pflock.primitives import unixfs
+from p2pflock.primitives.cid import CID
+from p2pflock.protocol import consensus as voting
+from p2pflock.protocol import rounds
+from p2pflock.protocol.attestation import build_attestation
+from p2pflock.protocol.collection import Pacing
+from p2pflock.protocol.committee import (
+    compute_beacon,
+    compute_hops,
+    compute_partner,
+    compute_score_seed,
+    compute_seed_root,
+    compute_shard,
+    compute_vote_root,
+)
+from p2pflock.protocol.messages import (
+    ContributionHeader,
+    Proposal,
+    Score,
+    Scorecard,
+    Vote,
+)
+from p2pflock.protocol.timeouts import Timeouts
+
+Message = ContributionHeader | Scorecard | Proposal | Vote
+
+TICK_SECONDS = 0.25
+RESEND_SECONDS = 2.0
+SWAP_SECONDS = 15.0
+FETCH_PAUSE_SECONDS = 0.4
+INBOX = 4096
+
+
+class RoundDriver:
+    """One round of one member.
+
+    Args:
+        context: the peer.
+        publish: sends a signed message to everyone.
+        live: seats heard of lately.
+        timeouts: what earlier rounds taught.
+    """
+
+    def __init__(
+        self,
+        context: PeerContext,
+        publish: Callable[[Message], Awaitable[None]],
+        live: Callable[[], frozenset[int]],
+        work: RecordWork,
+        timeouts: Timeouts,
+        pacing: Pacing,
+    ) -> None:
+        if context.seat is None:
+            raise LocalProtocolError("an onlooker does not drive rounds")
+        self._context = context
+        self._seat = context.seat
+        self._publish = publish
+        self._live = live
+        self._work = work
+        parent = context.ledger.head
+        self.round = parent.record.round + 1
+        self._parent = parent
+        self._key = context.round_key(self.round)
+        self._beacon = compute_beacon(
+            context.facts.task, context.committee.epoch, self.round, parent.cid.digest
+        )
+        self._saved = [e for e in context.journal.replay() if e.round == self.round]
+        self._machine = voting.Consensus.restore(
+            context.committee, self.round, self._seat, self._beacon, timeouts, self._saved_messages()
+        )
+        self._round = rounds.Round(context.committee, self._seat, self._machine, pacing)
+        self._send, self._receive = trio.open_memory_channel[Callable[[float], Iterable[rounds.Effect]]](INBOX)
+        self._training = trio.CancelScope()
+        self._own_header: ContributionHeader | None = None
+        self._own_card: Scorecard | None = None
+        self._decided: voting.Decided | None = None
+        self._started = context.now
+        self._nursery: trio.Nursery | None = None
+        self._wake = math.inf
+
+    # --- inputs from the network ---
+    def deliver(self, message: Message) -> None:
+        """A verified message of this round.  Drops it when the inbox is full (it will be sent again)."""
+        machine = self._round
+        if isinstance(message, ContributionHeader | Scorecard):
+            self._keep(message)
+        match message:
+            case ContributionHeader():
+                self._feed(lambda now: machine.on_header(message, now))
+            case Scorecard():
+                self._feed(lambda now: machine.on_scorecard(message, now))
+            case Proposal():
+                self._feed(lambda now: machine.on_proposal(message, now))
+            case Vote():
+                self._feed(lambda now: machine.on_vote(message, now))
+
+    def _keep(self, message: ContributionHeader | Scorecard) -> None:
+        """A record links to it, so whoever checks the record must be able to fetch it from us."""
+        self._context.store.put(message.cid(), message.encode())
+
+    def arrived(self, payload: CID) -> None:
+        """The exchange holds a payload of this round."""
+        self._feed(lambda now: self._round.on_payload(payload, now))
+
+    @property
+    def machine(self) -> voting.Consensus:
+        return self._machine
+
+    @property
+    def beacon(self) -> bytes:
+        return self._beacon
+
+    def known_header(self, seat: int) -> ContributionHeader | None:
+        return self._round.collection.headers.get(seat)
+
+    def _feed(self, step: Callable[[float], Iterable[rounds.Effect]]) -> None:
+        try:
+            self._send.send_nowait(step)
+        except trio.WouldBlock:
+            self._context.events.emit("dropped", what="round input", reason="inbox full")
+
+    # --- the loop ---
+    async def run(self) -> Decision:
+        """Until the round is decided and its checkpoint adopted.  May be cancelled at any time."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            nursery.start_soon(self._resend_loop)
+            nursery.start_soon(self._swap_loop)
+            await self._begin()
+            while self._decided is None:
+                step = None
+                with trio.move_on_after(min(TICK_SECONDS, max(0.01, self._wake - self._context.now))):
+                    step = await self._receive.receive()
+                now = self._context.now
+                if step is not None:
+                    await self._carry_out(step(now))
+                if now >= self._wake:
+                    self._wake = math.inf
+                await self._carry_out(self._round.on_presence(self._live(), now))
+                await self._carry_out(self._round.on_tick(now))
+            nursery.cancel_scope.cancel()
+        # A half adopted checkpoint would make every later fold wrong: finish what was begun.
+        with trio.CancelScope(shield=True):
+            return await self._conclude(self._decided)
+
+    async def _begin(self) -> None:
+        header = next((ContributionHeader.decode(e.body) for e in self._saved if e.kind == "header"), None)
+        now = self._context.now
+        await self._carry_out(self._round.start(now, is_training=header is None))
+        if header is not None:
+            # A second header for this slot would be an equivocation: send the saved one again.
+            payload = b"".join(
+                unixfs.assemble(header.payload, self._context.store.get, max_bytes=header.payload_bytes)
+            )
+            await self._contribute(header, payload)
+
+    async def _carry_out(self, effects: Iterable[rounds.Effect]) -> None:
+        assert self._nursery is not None
+        for effect in effects:
+            match effect:
+                case rounds.Train():
+                    self._nursery.start_soon(self._train)
+                case rounds.StopTraining():
+                    self._training.cancel()
+                case rounds.Fetch(_, header):
+                    await self._context.swarm.expect(self._key, header.payload, header.payload_bytes)
+                case rounds.ScoreContributions(headers):
+                    self._context.events.emit("collected", round=self.round, contributions=len(headers))
+                    self._nursery.start_soon(self._score, headers)
+                case rounds.BuildCandidate():
+                    self._nursery.start_soon(self._build, effect)
+                case rounds.HeaderEquivocation(first, second):
+                    self._save_evidence(first, second)
+                case voting.Check(proposal, digest):
+                    self._nursery.start_soon(self._check, proposal, digest)
+                case voting.Save(messages):
+                    for message in messages:
+                        self._journal(message)
+                case voting.CastProposal():
+                    await self._cast_proposal(effect)
+                case voting.CastVote():
+                    await self._cast_vote(effect)
+                case voting.WakeAt(time):
+                    self._wake = min(self._wake, time)
+                case voting.Equivocation(first, second):
+                    self._save_evidence(first, second)
+                case voting.Decided():
+                    self._decided = effect
+
+    # --- training and scoring ---
+    async def _train(self) -> None:
+        context = self._context
+        seats = len(context.committee.seats)
+        with self._training:
+            result = await context.trainer.train(
+                self.round, compute_shard(self._beacon, self._seat, seats, seats), seats, self._beacon
+            )
+            header = self._build_header(result, compute_shard(self._beacon, self._seat, seats, seats))
+            context.store_file(result.payload)
+            context.journal.append("header", header.encode(), round_=self.round)
+            context.events.emit(
+                "contributed",
+                round=self.round,
+                payload_bytes=len(result.payload),
+                steps=result.steps,
+                samples=result.samples,
+                loss_micro=result.loss_micro,
+            )
+            await self._contribute(header, result.payload)
+
+    def _build_header(self, result: TrainResult, shard: int) -> ContributionHeader:
+        bare = ContributionHeader(
+            task=self._context.facts.task,
+            round=self.round,
+            parent=self._parent.cid,
+            peer=self._context.signer.peer_id,
+            payload=unixfs.compute_cid(result.payload),
+            payload_bytes=len(result.payload),
+            shard=shard,
+            steps=result.steps,
+            samples=result.samples,
+            loss_micro=result.loss_micro,
+            leaf_root=result.leaf_root,
+            optimizer_hash=result.optimizer_hash,
+            signature=b"",
+        )
+        return replace(bare, signature=self._context.signer.sign_bls(bare.signing_root()))
+
+    async def _contribute(self, header: ContributionHeader, payload: bytes) -> None:
+        await self._context.swarm.offer(self._key, header.payload, payload)
+        self._keep(header)
+        self._own_header = header
+        self._feed(lambda now: self._round.on_contribution(header, now))
+        await self._publish(header)
+
+    async def _score(self, headers: tuple[ContributionHeader, ...]) -> None:
+        context = self._context
+        payloads = await context.swarm.collect(self._key)
+        held = [header for header in headers if header.payload in payloads]
+        seed_proof = context.signer.sign_bls(
+            compute_seed_root(context.facts.task, self.round, self._parent.cid)
+        )
+        scores = await context.trainer.score(
+            self.round, [payloads[header.payload] for header in held], compute_score_seed(seed_proof)
+        )
+        bare = Scorecard(
+            task=context.facts.task,
+            round=self.round,
+            parent=self._parent.cid,
+            validator=context.signer.peer_id,
+            seed_proof=seed_proof,
+            scores=tuple(
+                Score(header.cid(), score.is_valid, score.cosine_micro, score.loss_delta_micro)
+                for header, score in zip(held, scores, strict=True)
+            ),
+            signature=b"",
+        )
+        card = replace(bare, signature=context.signer.sign_bls(bare.signing_root()))
+        self._keep(card)
+        self._own_card = card
+        invalid = {
+            seat
+            for header, score in zip(held, scores, strict=True)
+            if not score.is_valid and (seat := context.committee.seat_of(header.peer)) is not None
+        }
+        if invalid:
+            self._feed(lambda now: self._round.on_undecodable(invalid, now))
+        self._feed(lambda now: self._round.on_scorecard(card, now))
+        context.events.emit("scored", round=self.round, contributions=len(held))
+        await self._publish(card)
+
+    # --- deciding ---
+    async def _build(self, effect: rounds.BuildCandidate) -> None:
+        try:
+            record = await self._work.build(self._parent, effect.headers, effect.scorecards, effect.absent)
+        except RemoteProtocolError as error:
+            self._context.events.emit("dropped", what="own candidate", reason=str(error))
+            return
+        self._feed(lambda now: self._round.on_candidate(record.encode(), now))
+
+    async def _check(self, proposal: Proposal, digest: bytes) -> None:
+        reason = await self._work.check(self._parent, proposal, self._round.collection)
+        if reason:
+            self._context.events.emit("dropped", what="proposal", reason=reason)
+        self._feed(lambda now: self._round.on_checked(digest, not reason, now))
+
+    async def _cast_proposal(self, effect: voting.CastProposal) -> None:
+        bare = Proposal(
+            task=self._context.facts.task,
+            round=self.round,
+            view=effect.view,
+            valid_view=effect.valid_view,
+            proposer=self._context.signer.peer_id,
+            record=effect.record,
+            signature=b"",
+        )
+        proposal = replace(bare, signature=self._context.signer.sign_bls(bare.signing_root()))
+        self._journal(proposal)
+        self._feed(lambda now: self._round.on_proposal(proposal, now))
+        await self._publish(proposal)
+
+    async def _cast_vote(self, effect: voting.CastVote) -> None:
+        bare = Vote(
+            task=self._context.facts.task,
+            round=self.round,
+            view=effect.view,
+            step=int(effect.step),
+            record_digest=effect.digest,
+            rewards_root=effect.rewards_root,
+            validator=self._context.signer.peer_id,
+            signature=b"",
+        )
+        root = compute_vote_root(self._context.committee, bare, self._parent.head)
+        vote = replace(bare, signature=self._context.signer.sign_bls(root))
+        self._journal(vote)
+        self._feed(lambda now: self._round.on_vote(vote, now))
+        await self._publish(vote)
+
+    def _journal(self, message: voting.Message) -> None:
+        kind = "proposal" if isinstance(message, Proposal) else "vote"
+        self._context.journal.append(kind, message.encode(), round_=self.round)
+
+    def _saved_messages(self) -> list[voting.Message]:
+        messages: list[voting.Message] = []
+        for entry in self._saved:
+            if entry.kind == "proposal":
+                messages.append(Proposal.decode(entry.body))
+            elif entry.kind == "vote":
+                messages.append(Vote.decode(entry.body))
+        return messages
+
+    def _save_evidence(self, first: Message, second: Message) -> None:
+        for message in (first, second):
+            self._context.journal.append("evidence", message.encode(), round_=self.round)
+        self._context.events.emit("dropped", what="equivocation", reason=type(first).__name__)
+
+    async def _conclude(self, decided: voting.Decided) -> Decision:
+        """Adopt the decided model, then append the round: what the ledger names, this peer can serve."""
+        context = self._context
+        if decided.own_check is False:
+            raise LocalProtocolError(
+                f"round {self.round}: a quorum decided a record that this peer computes otherwise",
+                "stop and compare versions with other operators before going on",
+            )
+        decision = await self._work.conclude(
+            self._parent,
+            decided.record,
+            build_attestation(
+                context.committee, CID.of_dag_cbor(decided.record), decided.view, decided.precommits
+            ),
+            self._round.collection,
+        )
+        record = decision.record
+        context.events.emit(
+            "decided",
+            round=self.round,
+            view=decided.view,
+            model_hash=record.model_hash.hex(),
+            record=str(decision.cid),
+            contributors=[c.seat for c in record.contributions],
+            absent=[[a.seat, a.reason] for a in record.absent],
+            seconds=round(context.now - self._started, 3),
+        )
+        return decision
+
+    # --- spreading ---
+    async def _resend_loop(self) -> None:
+        while True:
+            await trio.sleep(RESEND_SECONDS)
+            messages: list[Message] = [m for m in (self._own_header, self._own_card) if m is not None]
+            for message in (*messages, *self._round.resend()):
+                await self._publish(message)
+
+    async def _swap_loop(self) -> None:
+        """Epidemic first, log2(n) beacon-drawn hops; then whatever is still missing from its author."""
+        context = self._context
+        hop = 0
+        while True:
+            members = self._live() | {self._seat}
+            missing = self._round.collection.missing_payloads()
+            partner: int | None
+            if self._own_header is not None and hop < compute_hops(len(members)):
+                partner = compute_partner(self._beacon, hop, members, self._seat)
+                hop += 1
+            else:
+                wanted = [seat for seat in missing if seat != self._seat]
+                partner = wanted[hop % len(wanted)] if wanted else None
+                hop += 1 if wanted else 0
+            if partner is None:
+                await trio.sleep(FETCH_PAUSE_SECONDS)
+                continue
+            try:
+                await context.swarm.swap(
+                    self._key, context.peer_of(partner), deadline_seconds=SWAP_SECONDS
+                )
+            except FlockError as error:
+                context.events.emit("dropped", what="swap", reason=str(error))
+                await trio.sleep(FETCH_PAUSE_SECONDS)
+            else:
+                if hop >= compute_hops(len(members)):
+                    await trio.sleep(FETCH_PAUSE_SECONDS)
+

@@ -1,0 +1,218 @@
+"""A peer's life: open the task, join, train round after round, catch up when behind, serve throughout.
+
+Law: this file orders the parts and decides nothing that another peer could see.  Losing a race is normal: if
+the others decide a round while we are still in it, the round is abandoned and the decided one is fetched,
+verified and folded instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import trio
+
+from p2pflock.errors import LocalProtocolError, RemoteProtocolError
+from p2pflock.node.anchoring import Anchoring
+from p2pflock.node.context import PeerContext
+from p2pflock.node.driver import RoundDriver
+from p2pflock.node.intake import Intake
+from p2pflock.node.ledger import Decision, build_manifest
+from p2pflock.node.presence import Presence
+from p2pflock.node.recordwork import RecordWork
+from p2pflock.node.sync import BlockExchange, RoundSync
+from p2pflock.ports import Genesis
+from p2pflock.protocol.collection import Pacing
+from p2pflock.protocol.messages import RoundRecord
+from p2pflock.protocol.timeouts import Timeouts
+
+WATCH_SECONDS = 0.5
+LAG_SECONDS = 2.0  # how long others may be ahead before we give up deciding by ourselves
+START_SECONDS = 120.0
+
+
+def build_genesis(context: PeerContext, genesis: Genesis) -> RoundRecord:
+    """Round 0: the same for everyone who opens the same spec with the same committee."""
+    return RoundRecord(
+        task=context.facts.task,
+        epoch=context.committee.epoch,
+        round=0,
+        parent=None,
+        parent_attestation=None,
+        committee=context.committee.cid(),
+        contributions=(),
+        absent=(),
+        scorecards=(),
+        trust=(),
+        model_hash=genesis.model_hash,
+        weights=genesis.weights,
+        rewards=(),
+        rewards_root=bytes(32),
+    )
+
+
+class Peer:
+    """One peer of one task.  All parts exist once `run` begins.
+
+    Args:
+        context: keys, ports and facts.
+        pacing: how long a quorum waits for the rest.
+        timeouts: where consensus time-outs start.
+    """
+
+    def __init__(self, context: PeerContext, *, pacing: Pacing, timeouts: Timeouts) -> None:
+        self._context = context
+        self._pacing = pacing
+        self._timeouts = timeouts
+        self.presence = Presence(context)
+        self._blocks = BlockExchange(context.host, context.store)
+        self._work = RecordWork(context, self._blocks)
+        self.intake = Intake(context)
+        self.anchoring = Anchoring(context)
+        self._sync: RoundSync | None = None
+        self._driver: RoundDriver | None = None
+
+    async def run(self, *, finished: Callable[[], None] = lambda: None) -> None:
+        """Until cancelled; calls `finished` once the last round is decided and, with a chain, anchored."""
+        context = self._context
+        genesis = await context.trainer.open()
+        await self._open_ledger(genesis)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.presence.run)
+            nursery.start_soon(self.intake.run)
+            nursery.start_soon(self._route_arrivals)
+            await self._wait_for_company()
+            async with trio.open_nursery() as rounds:
+                if context.chain is not None:
+                    rounds.start_soon(self.anchoring.run)
+                rounds.start_soon(self._live_through_rounds)
+            head = context.ledger.head
+            manifest = build_manifest(head.record, context.facts.spec).cid()
+            evaluation = await context.trainer.evaluate()
+            context.events.emit(
+                "finished",
+                round=head.record.round,
+                checkpoint=str(manifest),
+                model_hash=head.record.model_hash.hex(),
+                loss_micro=evaluation.loss_micro,
+                accuracy_micro=evaluation.accuracy_micro,
+            )
+            finished()
+
+    async def _open_ledger(self, genesis: Genesis) -> None:
+        context = self._context
+        record = build_genesis(context, genesis)
+        if context.ledger.is_empty:
+            context.ledger.append(record, None, [context.committee.to_block().encode()])
+            context.store_file(await context.trainer.export())
+        else:
+            known = context.ledger.at(0)
+            if known is None or known.record != record:
+                raise LocalProtocolError(
+                    "the stored run began from another model or committee",
+                    "use another --home for this task, or remove the old one",
+                )
+        self._sync = RoundSync(
+            context.host, self._blocks, context.store, context.ledger, context.trainer, context.committee
+        )
+        await self._sync.restore()
+
+    async def _wait_for_company(self) -> None:
+        """A quorum must be heard before the first local step, else its grace windows mean nothing."""
+        with trio.move_on_after(START_SECONDS):
+            while not self._context.committee.has_quorum(self.presence.live_seats()):
+                await trio.sleep(WATCH_SECONDS)
+
+    async def _route_arrivals(self) -> None:
+        async for key, payload in self._context.swarm.arrivals():
+            if self._driver is not None and key == self._context.round_key(self._driver.round):
+                self._driver.arrived(payload)
+
+    # --- rounds ---
+    async def _live_through_rounds(self) -> None:
+        context = self._context
+        while context.ledger.head.record.round < context.facts.rounds:
+            if self.presence.ahead():
+                await self._catch_up()
+            elif context.seat is None:
+                await trio.sleep(WATCH_SECONDS)
+            else:
+                await self._play_round()
+
+    async def _play_round(self) -> None:
+        """One round, unless the others finish it without us."""
+        context = self._context
+        self._driver = driver = RoundDriver(
+            context, self.intake.publish, self.presence.live_seats, self._work, self._timeouts, self._pacing
+        )
+        decision: Decision | None = None
+        self.intake.enter(driver)
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._watch_for_laggard, nursery.cancel_scope)
+                decision = await driver.run()
+                nursery.cancel_scope.cancel()
+        finally:
+            self.intake.leave()
+            self._driver = None
+        if decision is None:
+            return
+        self._timeouts = driver.machine.timeouts
+        await context.swarm.forget(context.round_key(driver.round - 2))
+        self._report_traffic(decision.record.round)
+        await self._evaluate(decision)
+
+    async def _watch_for_laggard(self, scope: trio.CancelScope) -> None:
+        since: float | None = None
+        while True:
+            await trio.sleep(WATCH_SECONDS)
+            if not self.presence.ahead():
+                since = None
+            elif since is None:
+                since = self._context.now
+            elif self._context.now - since > LAG_SECONDS:
+                scope.cancel()
+
+    async def _catch_up(self) -> None:
+        context = self._context
+        assert self._sync is not None
+        begun = context.now
+        ahead = self.presence.ahead()
+        for peer in ahead:
+            try:
+                done = await self._sync.catch_up(peer, ahead)
+            except RemoteProtocolError as error:
+                context.events.emit("dropped", what="rounds of a peer", reason=str(error))
+                continue
+            if done.to_round > done.from_round:
+                context.events.emit(
+                    "caught_up",
+                    from_round=done.from_round,
+                    to_round=done.to_round,
+                    model_hash=context.ledger.head.record.model_hash.hex(),
+                    seconds=round(context.now - begun, 3),
+                )
+                return
+        await trio.sleep(WATCH_SECONDS)
+
+    def _report_traffic(self, round_: int) -> None:
+        control, swarm = self._context.host.traffic(), self._context.swarm.traffic()
+        self._context.events.emit(
+            "traffic",
+            round=round_,
+            sent_bytes=control.sent_bytes + swarm.sent_bytes,
+            received_bytes=control.received_bytes + swarm.received_bytes,
+        )
+
+    async def _evaluate(self, decision: Decision) -> None:
+        """Contributors take turns: everybody holds the same bits, so one measurement is enough."""
+        context = self._context
+        contributors = [c.seat for c in decision.record.contributions]
+        if not contributors or contributors[decision.record.round % len(contributors)] != context.seat:
+            return
+        evaluation = await context.trainer.evaluate()
+        context.events.emit(
+            "evaluated",
+            round=decision.record.round,
+            loss_micro=evaluation.loss_micro,
+            accuracy_micro=evaluation.accuracy_micro,
+        )

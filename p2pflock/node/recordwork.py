@@ -1,0 +1,228 @@
+"""Making and checking round records: fetch what a record names, settle, fold, compare.
+
+Law: one function, `_rebuild`, turns contributions, scorecards and absences into a record; a proposer calls it
+to make one and everybody else calls it to check one, so the two can never drift apart.  A proposal is right
+when the rebuilt record has the same bytes.
+
+Attack: a proposer names contributions or scorecards that nobody else has, or that are forged.  Each is
+fetched by its content id, validated like gossip, and missing ones make the check fail within its deadline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import trio
+
+from p2pflock.errors import FlockError, InvalidMessageError, UnavailableError
+from p2pflock.node.context import PeerContext
+from p2pflock.node.ledger import Decision
+from p2pflock.node.sync import BlockExchange
+from p2pflock.ports import FoldInput, FoldResult
+from p2pflock.primitives.cid import CID
+from p2pflock.protocol import settlement, validation
+from p2pflock.protocol.collection import Collection
+from p2pflock.protocol.messages import (
+    Absentee,
+    Attestation,
+    ContributionHeader,
+    Proposal,
+    RoundRecord,
+    Scorecard,
+)
+
+PAYLOAD_SECONDS = 20.0
+
+
+class RecordWork:
+    """Builds, checks and concludes the records of this peer's rounds."""
+
+    def __init__(self, context: PeerContext, blocks: BlockExchange) -> None:
+        self._context = context
+        self._blocks = blocks
+        self._headers: dict[CID, ContributionHeader] = {}
+        self._cards: dict[CID, Scorecard] = {}
+        self._folds: dict[tuple[tuple[CID, int], ...], FoldResult] = {}
+        self._folding = trio.Lock()
+
+    async def build(
+        self,
+        parent: Decision,
+        headers: Sequence[ContributionHeader],
+        cards: Sequence[Scorecard],
+        absent: Sequence[Absentee],
+    ) -> RoundRecord:
+        """Our own candidate.  Raises RemoteProtocolError when a payload is gone."""
+        return await self._rebuild(parent, headers, cards, absent, parent.attestation)
+
+    async def check(self, parent: Decision, proposal: Proposal, collection: Collection) -> str:
+        """Why the proposal is wrong, or an empty string when it is right."""
+        try:
+            record = RoundRecord.decode(proposal.record)
+            await self._check_record(parent, record, proposal.proposer, collection)
+        except FlockError as error:
+            return str(error)
+        return ""
+
+    async def conclude(
+        self, parent: Decision, encoded: bytes, attestation: Attestation, collection: Collection
+    ) -> Decision:
+        """Make a decided record's checkpoint the current one, store its blocks, append it to the ledger.
+
+        The model is adopted before the ledger names it: a crash in between repeats the fold (sync.restore).
+        """
+        context = self._context
+        record = RoundRecord.decode(encoded)
+        authors = [seat.peer for seat in context.committee.seats if seat.peer != context.signer.peer_id]
+        headers, cards = await self._gather(record, collection, authors)
+        payloads = await self._payloads(headers)
+        fold = await self._fold(record, headers, payloads)
+        if fold.model_hash != record.model_hash:
+            raise InvalidMessageError(f"round {record.round}: the fold does not give the decided model")
+        await context.trainer.adopt(record.model_hash)
+        for header in headers:
+            context.store_file(payloads[header.payload])
+        if self._is_snapshot(record.round):
+            context.store_file(await context.trainer.export())
+        blocks = [message.encode() for message in (*headers, *cards)]
+        decision = context.ledger.append(record, attestation, [context.committee.to_block().encode(), *blocks])
+        self._headers.clear()
+        self._cards.clear()
+        self._folds.clear()
+        return decision
+
+    def _is_snapshot(self, round_: int) -> bool:
+        facts = self._context.facts
+        return round_ % facts.snapshot_every_rounds == 0 or round_ == facts.rounds
+
+    # --- checking ---
+    async def _check_record(
+        self, parent: Decision, record: RoundRecord, proposer: bytes, collection: Collection
+    ) -> None:
+        committee = self._context.committee
+        if record.round != parent.record.round + 1 or record.parent != parent.cid:
+            raise InvalidMessageError("record does not follow our head")
+        if record.parent_attestation is not None:
+            validation.verify_parent_attestation(committee, record.parent_attestation, parent.record, self._grandhead(parent))
+        elif parent.record.round > 0:
+            raise InvalidMessageError("record carries no attestation of its parent")
+        included = {contribution.seat for contribution in record.contributions}
+        if not committee.has_quorum(included):
+            raise InvalidMessageError("record holds contributions of less than a quorum")
+        headers, cards = await self._gather(record, collection, [proposer])
+        if not committee.has_quorum({committee.seat_of(card.validator) or 0 for card in cards}):
+            raise InvalidMessageError("record holds scorecards of less than a quorum")
+        rebuilt = await self._rebuild(parent, headers, cards, record.absent, record.parent_attestation)
+        if rebuilt != record:
+            raise InvalidMessageError(f"record differs from ours in {_describe_difference(rebuilt, record)}")
+
+    def _grandhead(self, parent: Decision) -> bytes:
+        before = self._context.ledger.at(parent.record.round - 1)
+        assert before is not None
+        return before.head
+
+    # --- gathering ---
+    async def _gather(
+        self, record: RoundRecord, collection: Collection, sources: Sequence[bytes]
+    ) -> tuple[list[ContributionHeader], list[Scorecard]]:
+        """The headers and cards a record names, validated, in the record's order."""
+        known_headers = {h.cid(): h for h in collection.headers.values()} | self._headers
+        known_cards = {c.cid(): c for c in collection.scorecards.values()} | self._cards
+        context = self._context
+        headers, cards = [], []
+        for contribution in record.contributions:
+            header = known_headers.get(contribution.header)
+            if header is None:
+                header = ContributionHeader.decode(await self._blocks.get(contribution.header, sources))
+                validation.require_header(context.committee, header, record)
+                self._headers[contribution.header] = header
+            if context.committee.seat_of(header.peer) != contribution.seat:
+                raise InvalidMessageError("contribution names the wrong seat")
+            headers.append(header)
+        for cid in record.scorecards:
+            card = known_cards.get(cid)
+            if card is None:
+                card = Scorecard.decode(await self._blocks.get(cid, sources))
+                validation.require_scorecard(context.committee, card, record)
+                self._cards[cid] = card
+            cards.append(card)
+        return headers, cards
+
+    async def _payloads(self, headers: Sequence[ContributionHeader]) -> Mapping[CID, bytes]:
+        """Payloads of these headers from the exchange; fetches what is missing from the authors."""
+        context = self._context
+        key = context.round_key(headers[0].round) if headers else b""
+        held = dict(await context.swarm.collect(key)) if headers else {}
+        for header in headers:
+            if header.payload in held:
+                continue
+            await context.swarm.expect(key, header.payload, header.payload_bytes)
+            await context.swarm.swap(key, header.peer, deadline_seconds=PAYLOAD_SECONDS)
+        missing = [header for header in headers if header.payload not in held]
+        if missing:
+            held = dict(await context.swarm.collect(key))
+        for header in missing:
+            if header.payload not in held:
+                raise UnavailableError(f"payload of {header.peer.hex()[-8:]} did not arrive")
+        return held
+
+    # --- the one function ---
+    async def _rebuild(
+        self,
+        parent: Decision,
+        headers: Sequence[ContributionHeader],
+        cards: Sequence[Scorecard],
+        absent: Sequence[Absentee],
+        parent_attestation: Attestation | None,
+    ) -> RoundRecord:
+        context = self._context
+        payloads = await self._payloads(headers)
+        settled = settlement.settle(
+            context.committee, parent.record, headers, cards, context.settlement
+        )
+        fold = await self._fold_settled(parent.record.round + 1, headers, settled.weights, payloads)
+        return settlement.compute_record(
+            parent=parent.record,
+            parent_attestation=parent_attestation,
+            committee=context.committee,
+            headers=headers,
+            absent=absent,
+            scorecards=cards,
+            settled=settled,
+            model_hash=fold.model_hash,
+            weights=fold.weights,
+        )
+
+    async def _fold(
+        self, record: RoundRecord, headers: Sequence[ContributionHeader], payloads: Mapping[CID, bytes]
+    ) -> FoldResult:
+        weights = [contribution.weight for contribution in record.contributions]
+        return await self._fold_settled(record.round, headers, weights, payloads, must_be_last=True)
+
+    async def _fold_settled(
+        self,
+        round_: int,
+        headers: Sequence[ContributionHeader],
+        weights: Sequence[int],
+        payloads: Mapping[CID, bytes],
+        *,
+        must_be_last: bool = False,
+    ) -> FoldResult:
+        """Fold the accepted payloads in seat order, once for each set."""
+        accepted = [(h.payload, w) for h, w in zip(headers, weights, strict=True) if w > 0]
+        key = tuple(accepted)
+        async with self._folding:
+            last = next(reversed(self._folds), None)
+            if key in self._folds and (not must_be_last or last == key):
+                return self._folds[key]
+            inputs = [FoldInput(payloads[cid], weight) for cid, weight in accepted]
+            self._folds.pop(key, None)
+            self._folds[key] = await self._context.trainer.fold(round_, inputs)
+            return self._folds[key]
+
+
+def _describe_difference(ours: RoundRecord, theirs: RoundRecord) -> str:
+    return ", ".join(
+        name for name in RoundRecord.__dataclass_fields__ if getattr(ours, name) != getattr(theirs, name)
+    )
+

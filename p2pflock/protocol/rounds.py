@@ -1,0 +1,250 @@
+"""One round as one member lives it: train, collect, score, decide.  A state machine without I/O.
+
+Law: inputs are verified messages, answers of the driver and the time; outputs are frozen effects, in the order
+in which they must happen.  Who may speak is decided in validation.py, what follows from the contributions in
+settlement.py, which record wins in consensus.py.  This file only decides what to do next.
+
+    phase        leaves when
+    COLLECTING   payloads of everybody expected are here, or of a quorum and the grace is over
+    SCORING      our scorecard and those of the collected seats are here, or of a quorum and the grace is over
+    DECIDING     consensus decides
+
+A member that is still training when the others have collected stops and takes part in the vote without a
+contribution of its own: holding up three peers for one slow one is what adaptive deadlines are against.
+A proposal that arrives early moves us to DECIDING at once, because its sender found a quorum.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Union
+
+from p2pflock.primitives.cid import CID
+from p2pflock.protocol import consensus as voting
+from p2pflock.protocol.collection import Added, Collection, Pacing, Waiting
+from p2pflock.protocol.committee import Committee
+from p2pflock.protocol.messages import Absentee, ContributionHeader, Proposal, Scorecard, Vote
+
+
+class Phase(enum.Enum):
+    COLLECTING = "collecting"
+    SCORING = "scoring"
+    DECIDING = "deciding"
+    DECIDED = "decided"
+
+
+# --- effects ----------------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class Train:
+    """Start the local steps; answer with on_contribution, or with nothing when it was stopped."""
+
+
+@dataclass(frozen=True, slots=True)
+class StopTraining:
+    """The round goes on without our contribution."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """A header names a payload we lack; answer with on_payload when it is here."""
+
+    seat: int
+    header: ContributionHeader
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreContributions:
+    """Score these payloads; answer with on_scorecard for our own card."""
+
+    headers: tuple[ContributionHeader, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BuildCandidate:
+    """It is our turn to propose: settle, fold, and answer with on_candidate."""
+
+    view: int
+    headers: tuple[ContributionHeader, ...]
+    scorecards: tuple[Scorecard, ...]
+    absent: tuple[Absentee, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class HeaderEquivocation:
+    """Evidence: two headers of one seat for this round."""
+
+    first: ContributionHeader
+    second: ContributionHeader
+
+
+Effect = Union[
+    Train, StopTraining, Fetch, ScoreContributions, BuildCandidate, HeaderEquivocation, voting.Effect
+]
+
+
+class Round:
+    """One member's state in one round.
+
+    Args:
+        committee: seats of the epoch.
+        seat: our own.
+        machine: consensus on this round, already restored from saved votes where there are any.
+        pacing: grace windows.
+    """
+
+    def __init__(
+        self, committee: Committee, seat: int, machine: voting.Consensus, pacing: Pacing
+    ) -> None:
+        self._committee = committee
+        self._seat = seat
+        self._machine = machine
+        self._pacing = pacing
+        self.collection = Collection(committee)
+        self.phase = Phase.COLLECTING
+        self._expected: frozenset[int] = frozenset()
+        self._collected: frozenset[int] = frozenset()
+        self._invalid: frozenset[int] = frozenset()
+        self._payloads: Waiting | None = None
+        self._cards: Waiting | None = None
+        self._is_training = False
+        self._built: tuple[frozenset[int], frozenset[int]] | None = None
+        self._machine_started = False
+
+    # --- inputs ---
+    def start(self, now: float, *, is_training: bool) -> tuple[Effect, ...]:
+        """`is_training` is False when our contribution of this round was already saved before a restart."""
+        self._payloads = Waiting(self._committee, self._pacing, now)
+        self._is_training = is_training
+        return (Train(),) if is_training else ()
+
+    def on_presence(self, live: Iterable[int], now: float) -> tuple[Effect, ...]:
+        """Seats that were heard of lately; only they are worth waiting for beyond a quorum."""
+        self._expected = frozenset(live) | {self._seat}
+        return self._advance(now)
+
+    def on_contribution(self, header: ContributionHeader, now: float) -> tuple[Effect, ...]:
+        """Our own, signed and saved."""
+        self._is_training = False
+        self.collection.add_header(header)
+        self.collection.add_payload(header.payload)
+        return self._advance(now)
+
+    def on_header(self, header: ContributionHeader, now: float) -> tuple[Effect, ...]:
+        added = self.collection.add_header(header)
+        seat = self._committee.seat_of(header.peer)
+        if added is Added.EQUIVOCATION and self.collection.evidence:
+            first, second = self.collection.evidence[-1]
+            return (HeaderEquivocation(first, second), *self._advance(now))
+        if added is not Added.NEW or seat is None:
+            return ()
+        return (Fetch(seat, header), *self._advance(now))
+
+    def on_payload(self, payload: CID, now: float) -> tuple[Effect, ...]:
+        self.collection.add_payload(payload)
+        return self._advance(now)
+
+    def on_undecodable(self, seats: Iterable[int], now: float) -> tuple[Effect, ...]:
+        """Payloads that our own scoring found to be no payloads."""
+        self._invalid |= frozenset(seats)
+        return self._advance(now)
+
+    def on_scorecard(self, card: Scorecard, now: float) -> tuple[Effect, ...]:
+        self.collection.add_scorecard(card)
+        return self._advance(now)
+
+    def on_candidate(self, record: bytes, now: float) -> tuple[Effect, ...]:
+        return self._vote(self._machine.offer(record, now))
+
+    def on_proposal(self, proposal: Proposal, now: float) -> tuple[Effect, ...]:
+        before = self._begin_deciding(now)
+        return before + self._vote(self._machine.on_proposal(proposal, now))
+
+    def on_checked(self, digest: bytes, is_valid: bool, now: float) -> tuple[Effect, ...]:
+        return self._vote(self._machine.on_checked(digest, is_valid, now))
+
+    def on_vote(self, vote: Vote, now: float) -> tuple[Effect, ...]:
+        return self._vote(self._machine.on_vote(vote, now))
+
+    def on_tick(self, now: float) -> tuple[Effect, ...]:
+        effects = self._advance(now)
+        if self._machine_started and self.phase is Phase.DECIDING:
+            effects += self._vote(self._machine.on_tick(now))
+        return effects
+
+    def resend(self) -> tuple[voting.Message, ...]:
+        """What to send again now and then, since gossip may lose messages."""
+        return self._machine.resend() if self._machine_started else ()
+
+    # --- what next ---
+    def _advance(self, now: float) -> tuple[Effect, ...]:
+        effects: tuple[Effect, ...] = ()
+        if self.phase is Phase.COLLECTING and self._payloads is not None:
+            ready = self.collection.ready()
+            expected = self._expected - {s for s in self._expected if self._is_out(s)}
+            if self._payloads.is_over(ready, expected, now):
+                self._collected = ready
+                self.phase = Phase.SCORING
+                self._cards = Waiting(self._committee, self._pacing, now)
+                effects += self._stop_training()
+                headers = self.collection.headers
+                effects += (ScoreContributions(tuple(headers[seat] for seat in sorted(ready))),)
+        if self.phase is Phase.SCORING and self._cards is not None:
+            scored = frozenset(self.collection.scorecards)
+            waited = (self._expected & self._collected) | {self._seat}
+            if self._seat in scored and self._cards.is_over(scored, waited, now):
+                effects += self._begin_deciding(now)
+        if self.phase is Phase.DECIDING:
+            effects += self._propose_if_due()
+        return effects
+
+    def _is_out(self, seat: int) -> bool:
+        return seat not in self.collection.headers and any(
+            self._committee.seat_of(first.peer) == seat for first, _ in self.collection.evidence
+        )
+
+    def _stop_training(self) -> tuple[Effect, ...]:
+        if not self._is_training:
+            return ()
+        self._is_training = False
+        return (StopTraining(),)
+
+    def _begin_deciding(self, now: float) -> tuple[Effect, ...]:
+        if self._machine_started:
+            return ()
+        self._machine_started = True
+        stop = self._stop_training()
+        self.phase = Phase.DECIDING
+        return stop + self._vote(self._machine.start(now))
+
+    def _propose_if_due(self) -> tuple[Effect, ...]:
+        """Ask for a candidate when it is our turn and there is a quorum to propose; once per content."""
+        view = self._machine.view
+        cards = self.collection.scorecards
+        included = (self._collected or self.collection.ready()) - self._invalid
+        if (
+            (included, frozenset(cards)) == self._built
+            or self._machine.get_proposer(view) != self._seat
+            or not self._committee.has_quorum(included)
+            or not self._committee.has_quorum(cards)
+        ):
+            return ()
+        self._built = (included, frozenset(cards))
+        headers = self.collection.headers
+        return (
+            BuildCandidate(
+                view,
+                tuple(headers[seat] for seat in sorted(included) if seat in headers),
+                tuple(cards.values()),
+                self.collection.absentees(included & headers.keys(), self._invalid),
+            ),
+        )
+
+    def _vote(self, effects: Iterable[voting.Effect]) -> tuple[Effect, ...]:
+        result: tuple[Effect, ...] = tuple(effects)
+        if any(isinstance(effect, voting.Decided) for effect in result):
+            self.phase = Phase.DECIDED
+        elif self.phase is Phase.DECIDING:
+            result += self._propose_if_due()
+        return result
