@@ -11,6 +11,7 @@ from dataclasses import dataclass
 MAX_MESSAGE_BYTES = 1 << 20  # gossip payload; ports.Gossip promises it
 RPC_OVERHEAD_BYTES = 16 << 10  # protobuf framing, signature and piggybacked control around one payload
 MAX_TOPIC_CHARACTERS = 256
+REPEAT_SECONDS = 10.0  # the same bytes by the same author are delivered once in this time
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,9 @@ Sources: libp2p specs/pubsub/gossipsub v1.0, v1.1.
 from __future__ import annotations
 
 import hashlib
-from collections import Counter, OrderedDict, deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import trio
 from libp2p.abc import INetStream
@@ -30,8 +30,15 @@ from libp2p.pubsub.validators import signature_validator
 
 from p2pflock.errors import InvalidMessageError, LocalProtocolError
 from p2pflock.net import framing
-from p2pflock.net.limits import MAX_MESSAGE_BYTES, MAX_TOPIC_CHARACTERS, RPC_OVERHEAD_BYTES, Limits
+from p2pflock.net.limits import (
+    MAX_MESSAGE_BYTES,
+    MAX_TOPIC_CHARACTERS,
+    REPEAT_SECONDS,
+    RPC_OVERHEAD_BYTES,
+    Limits,
+)
 from p2pflock.net.mailbox import Mailbox
+from p2pflock.net.recent import Recent
 from p2pflock.ports import GossipMessage, Validator, Verdict
 from p2pflock.primitives import peerid
 
@@ -41,7 +48,6 @@ DEGREE_HIGH = 12
 HEARTBEAT_SECONDS = 1
 SEEN_SECONDS = 120.0  # a message id is remembered this long (libp2p's default)
 SEEN_MESSAGES = 1 << 16
-REPEAT_SECONDS = 10.0  # the same bytes by the same author are delivered once in this time
 REPEATS = 4096
 IDS_PER_CONTROL = 64  # of IHAVE and IWANT
 
@@ -49,33 +55,6 @@ _MALFORMED_WEIGHT = 5.0  # no honest implementation does it; four in a row earn 
 _REJECTED_WEIGHT = 1.0
 
 Strike = Callable[[bytes, float], None]
-Key = TypeVar("Key")
-Value = TypeVar("Value")
-
-
-class Recent(Generic[Key, Value]):
-    """A bounded memory with a lifetime."""
-
-    def __init__(self, seconds: float, entries: int) -> None:
-        self._seconds = seconds
-        self._entries = entries
-        self._items: OrderedDict[Key, tuple[float, Value]] = OrderedDict()
-
-    def put(self, key: Key, value: Value) -> None:
-        self._items.pop(key, None)
-        self._items[key] = (trio.current_time() + self._seconds, value)
-        while len(self._items) > self._entries:
-            self._items.popitem(last=False)
-
-    def get(self, key: Key) -> Value | None:
-        found = self._items.get(key)
-        if found is None:
-            return None
-        if found[0] < trio.current_time():
-            del self._items[key]
-            return None
-        return found[1]
-
 
 class _Seen:
     """The two calls that libp2p makes on its seen cache, bounded in number as well as in time."""
