@@ -42,7 +42,9 @@ def read(
     if size is None or size > _MAX_HEADER_BYTES:
         raise InvalidMessageError("not a CARv1 file")
     header = dagcbor.decode(_read_exactly(source, size))
-    if type(header) is not dict or header.keys() != {"roots", "version"} or header["version"] != 1:
+    if type(header) is not dict or header.keys() != {"roots", "version"}:
+        raise InvalidMessageError("not a CARv1 header")
+    if type(header["version"]) is not int or header["version"] != 1:  # True == 1
         raise InvalidMessageError("not a CARv1 header")
     roots = header["roots"]
     if type(roots) is not list or len(roots) > MAX_ROOTS or not all(type(root) is CID for root in roots):

@@ -8,6 +8,7 @@ Encoding is DAG-CBOR (dagcbor.py), so every protocol object is also an IPLD bloc
 from __future__ import annotations
 
 import dataclasses
+import enum
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
@@ -30,14 +31,17 @@ def _refuse(what: str, value: object) -> InvalidMessageError:
 
 
 def integer(low: int, high: int) -> Any:
-    """An int in [low, high], within 64 bits."""
+    """An int in [low, high], within 64 bits.  IntEnum members may be given and come back as equal ints."""
 
     def check(value: object) -> int:
         if type(value) is not int or not low <= value <= high:
             raise _refuse(f"integer in [{low}, {high}]", value)
         return value
 
-    return dataclasses.field(metadata={"spec": Spec(check, check)})
+    def to_wire(value: object) -> int:
+        return check(int(value) if isinstance(value, enum.IntEnum) else value)
+
+    return dataclasses.field(metadata={"spec": Spec(to_wire, check)})
 
 
 def uint(bits: int = 63) -> Any:
