@@ -67,7 +67,7 @@ def _address(value: bytes) -> bytes:
 
 
 def _uint(value: int, bits: int) -> bytes:
-    if type(value) is bool or not 0 <= value < 1 << bits:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << bits:
         raise InvalidMessageError(f"expected a uint{bits}")
     return int(value).to_bytes(32, "big")
 

@@ -73,6 +73,7 @@ def test_every_field_of_a_vote_counts():
         ("view", 1 << 64),
         ("step", 256),
         ("step", True),
+        ("round_", 1.0),
         ("record_digest", b""),
         ("rewards_root", bytes(33)),
         ("previous_head", bytes(20)),
