@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import struct
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -63,9 +64,8 @@ def apply() -> None:
     # Attack: log flooding.  Refused peers cost a traceback at WARNING each, and this module writes to the root
     # logger, which installs a handler for the whole process.
     vars(swarm_connection)["logging"] = logging.getLogger("libp2p.network.connection")
-    root = logging.getLogger("libp2p")
-    if root.level == logging.NOTSET:
-        root.setLevel(logging.CRITICAL)
+    if "LIBP2P_DEBUG" not in os.environ:  # libp2p's own switch
+        logging.getLogger("libp2p").setLevel(logging.CRITICAL)
 
 
 async def _send_window_update(self: YamuxStream, *, bytes_read: int = 0) -> None:
@@ -200,6 +200,17 @@ class GuardedMuxer(MuxerMultistream):
         )
 
 
+class _NoAutoConnector:
+    """Attack: poisoned addresses.  libp2p's dials up to 128 peers of its own choice, at addresses that strangers
+    told, even with all watermarks at zero.  Who to talk to is the node's decision."""
+
+    async def start(self) -> None: ...
+
+    async def run_background_task(self, nursery: trio.Nursery) -> None: ...
+
+    async def stop(self) -> None: ...
+
+
 # --- swarm ----------------------------------------------------------------------------------------------
 class GuardedSwarm(Swarm):
     """Admission of connections."""
@@ -219,6 +230,7 @@ class GuardedSwarm(Swarm):
         self._half_open: dict[int, tuple[str, trio.CancelScope]] = {}  # in order of arrival
         self._arrivals = 0
         self.notifees.clear()  # the tag store remembers every peer for ever
+        self.auto_connector = _NoAutoConnector()  # type: ignore[assignment]
 
     def _admit(self, address: str, scope: trio.CancelScope) -> int:
         """Attack: 300 idle half-open connections make new dials fail (each holds a slot until it times out).
@@ -276,5 +288,5 @@ class GuardedSwarm(Swarm):
         return ""
 
     async def notify_disconnected(self, conn: INetConn) -> None:
-        """Without the original's auto-connector: who to talk to is the node's decision."""
+        """Without the original's report to the auto-connector."""
         await self._notify("disconnected", conn)

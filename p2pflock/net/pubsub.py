@@ -51,7 +51,7 @@ SEEN_MESSAGES = 1 << 16
 REPEATS = 4096
 IDS_PER_CONTROL = 64  # of IHAVE and IWANT
 
-_MALFORMED_WEIGHT = 5.0  # no honest implementation does it; four in a row earn a ban
+_MALFORMED_WEIGHT = 5.0  # no honest implementation does it; five in a row earn a ban
 _REJECTED_WEIGHT = 1.0
 
 Strike = Callable[[bytes, float], None]

