@@ -20,16 +20,26 @@ import typer
 
 from p2pflock import __version__
 from p2pflock.cli.cid import cid
+from p2pflock.cli.claim import claim
 from p2pflock.cli.doctor import doctor
 from p2pflock.cli.init import init
 from p2pflock.cli.options import Format, default_home
 from p2pflock.cli.output import print_error, print_flock_error
+from p2pflock.cli.run import run as run_command
+from p2pflock.cli.status import status
+from p2pflock.cli.up import up
+from p2pflock.cli.verify import verify
 from p2pflock.errors import DiskFullError, FlockError, UserError
 
 # In the order of `p2pflock --help`.  A new command is an import above and a line here.
 COMMANDS: tuple[Callable[..., None], ...] = (
     init,
     doctor,
+    up,
+    run_command,
+    status,
+    verify,
+    claim,
     cid,
 )
 
@@ -63,7 +73,7 @@ def _root(
 
 
 for _command in COMMANDS:
-    app.command()(_command)
+    app.command(name=_command.__name__)(_command)
 
 # Typer carries its own copy of click, older releases used click itself; this reaches either.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]

@@ -13,8 +13,10 @@ import trio
 from p2pflock.errors import ChainRejectedError, NetworkError
 from p2pflock.node.context import PeerContext
 from p2pflock.node.ledger import Decision
-from p2pflock.ports import AnchorCall, AnchorReceipt
+from p2pflock.ports import AnchorCall, AnchorReceipt, Chain
+from p2pflock.primitives.cid import CID, DAG_CBOR
 from p2pflock.protocol.committee import compute_beacon, compute_proposer_order
+from p2pflock.protocol.messages import Attestation
 
 STAGGER_SECONDS = 4.0
 POLL_SECONDS = 0.3
@@ -32,6 +34,19 @@ def build_anchor_call(decision: Decision) -> AnchorCall:
         rewards_root=record.rewards_root,
         signers=int.from_bytes(attestation.signers, "little"),
         signature=attestation.signature,
+    )
+
+
+def read_attestation(chain: Chain, task: bytes, round_: int) -> Attestation | None:
+    """The attestation of a round from the chain alone: its anchor carries bitmap and signature."""
+    call = chain.anchored_call(task, round_)
+    if call is None:
+        return None
+    return Attestation(
+        record=CID(DAG_CBOR, call.record_digest),
+        view=call.view,
+        signers=call.signers.to_bytes((call.signers.bit_length() + 7) // 8, "little"),
+        signature=call.signature,
     )
 
 

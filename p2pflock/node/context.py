@@ -10,7 +10,7 @@ from p2pflock.params import NetworkParams
 from p2pflock.ports import BlobStore, Chain, Clock, Host, Signer, Swarm, Trainer
 from p2pflock.primitives.cid import CID
 from p2pflock.protocol.committee import Committee
-from p2pflock.protocol.settlement import SettlementParams
+from p2pflock.storage import graph
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,6 @@ class PeerContext:
     committee: Committee
     seat: int | None  # None: an onlooker, who folds along and serves blocks
     facts: TaskFacts
-    settlement: SettlementParams
     params: NetworkParams
     host: Host
     swarm: Swarm
@@ -56,6 +55,4 @@ class PeerContext:
         return self.committee.seats[seat].peer
 
     def store_file(self, data: bytes) -> CID:
-        from p2pflock.primitives import unixfs
-
-        return unixfs.build(unixfs.chunked(data), self.store.put)
+        return graph.put_file(self.store, data)

@@ -7,7 +7,7 @@ The head chain (signing.compute_head) is recomputed on open, so the index cannot
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -77,16 +77,17 @@ class Ledger:
         self._journal = journal
         self.spec = spec
         self._decisions: list[Decision] = []
-        for entry in journal.replay():
+        for record_cid, attestation_cid in self.read_index(journal.replay()):
+            attestation = Attestation.decode(store.get(attestation_cid)) if attestation_cid else None
+            self._push(RoundRecord.decode(store.get(record_cid)), attestation)
+
+    @staticmethod
+    def read_index(entries: Iterable[Entry]) -> Iterator[tuple[CID, CID | None]]:
+        """Record and attestation of each round, oldest first, from the entries of an index journal."""
+        for entry in entries:
             if entry.kind == "decided":
-                record_cid, attestation_cid = wire.unpack(entry.body, max_bytes=256)
-                record = RoundRecord.decode(store.get(CID.from_bytes(record_cid)))
-                attestation = (
-                    Attestation.decode(store.get(CID.from_bytes(attestation_cid)))
-                    if attestation_cid
-                    else None
-                )
-                self._push(record, attestation)
+                record, attestation = wire.unpack(entry.body, max_bytes=256)
+                yield CID.from_bytes(record), CID.from_bytes(attestation) if attestation else None
 
     @property
     def head(self) -> Decision:
@@ -99,7 +100,9 @@ class Ledger:
     def at(self, round_: int) -> Decision | None:
         return self._decisions[round_] if 0 <= round_ < len(self._decisions) else None
 
-    def append(self, record: RoundRecord, attestation: Attestation | None, blocks: Iterable[bytes]) -> Decision:
+    def append(
+        self, record: RoundRecord, attestation: Attestation | None, blocks: Iterable[bytes]
+    ) -> Decision:
         """`blocks`: the encoded DAG-CBOR objects the record links to (headers, scorecards, committee).
 
         Raises LocalProtocolError out of order."""
@@ -128,7 +131,7 @@ class Ledger:
         else:
             previous = self.head
             if record.parent != previous.cid:
-                raise InvalidMessageError(f"round {record.round} does not follow the known round {record.round - 1}")
+                raise InvalidMessageError(f"round {record.round} does not follow the one known before it")
             head = compute_head(record, previous.head)
         decision = Decision(record, cid, attestation, head)
         self._decisions.append(decision)

@@ -123,7 +123,7 @@ class Peer:
                 await trio.sleep(WATCH_SECONDS)
 
     async def _route_arrivals(self) -> None:
-        async for key, payload in self._context.swarm.arrivals():
+        async for key, payload in await self._context.swarm.arrivals():
             if self._driver is not None and key == self._context.round_key(self._driver.round):
                 self._driver.arrived(payload)
 

@@ -178,7 +178,7 @@ class RecordWork:
         context = self._context
         payloads = await self._payloads(headers)
         settled = settlement.settle(
-            context.committee, parent.record, headers, cards, context.settlement
+            context.committee, parent.record, headers, cards
         )
         fold = await self._fold_settled(parent.record.round + 1, headers, settled.weights, payloads)
         return settlement.compute_record(

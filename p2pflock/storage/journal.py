@@ -81,6 +81,20 @@ class VoteJournal:
             raise
         return cls(path, handle, salt, end)
 
+    @staticmethod
+    def read(path: Path) -> list[Entry]:
+        """Every whole entry, beside a writer or without one; nothing is cut off or locked.
+
+        Raises EnvironmentError_ when it is not a vote journal.
+        """
+        with durable.mapped_errors(f"cannot read {path}"):
+            handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                data = _read(path, handle)
+            finally:
+                os.close(handle)
+        return [entry for entry, _ in _frames(data, _salt(data))]
+
     def append(self, kind: str, body: bytes, *, round_: int) -> None:
         """Write one entry; returns once it is durable.
 
