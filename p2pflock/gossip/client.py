@@ -6,12 +6,14 @@ over the pipe (processes.py), keeps fetched payloads until their round is forgot
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import trio
 
+from p2pflock.errors import FlockError
 from p2pflock.gossip.pool import MAX_TOTAL_BYTES
 from p2pflock.ports import Traffic
 from p2pflock.primitives.cid import CID
@@ -20,6 +22,7 @@ from p2pflock.processes import Child
 MODULE = "p2pflock.gossip.process"
 ARRIVALS_BUFFERED = 8192
 DISCOVERY_SECONDS = 60.0
+CLOSE_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +78,12 @@ class HivemindSwarm:
         return swarm
 
     async def aclose(self) -> None:
-        await self._child.aclose()
+        """Leave the swarm and end the child.  Safe to call twice."""
+        with trio.CancelScope(shield=True):
+            if self._child.alive:
+                with contextlib.suppress(FlockError):
+                    await self._child.call("close", {}, deadline_seconds=CLOSE_SECONDS)
+            await self._child.aclose()
 
     @property
     def peer(self) -> bytes:

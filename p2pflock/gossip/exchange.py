@@ -238,7 +238,7 @@ class _Session:
         await self.wait_closed()
 
     async def run(self, wants: Sequence[CID], *, is_initiator: bool) -> list[CID]:
-        """Send and receive side by side; what arrived.  The half that fails takes the other down."""
+        """Send and receive side by side; what arrived."""
 
         async def send() -> None:
             await self._send_payloads(wants)
@@ -247,6 +247,10 @@ class _Session:
 
         sending, receiving = asyncio.ensure_future(send()), asyncio.ensure_future(self._receive_payloads())
         try:
+            await asyncio.wait({sending, receiving}, return_when=asyncio.FIRST_EXCEPTION)
+            if not receiving.done() or receiving.exception() is None:
+                # A partner that hung up on our payloads may have sent its own before: take those first.
+                await receiving
             await asyncio.gather(sending, receiving)
             if not is_initiator:
                 await self._send(DONE)

@@ -19,6 +19,13 @@ STREAM_BUFFER_BYTES = 512 << 10
 ClientConnected = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
+class _PatientReader(asyncio.StreamReader):
+    def set_exception(self, exc: BaseException) -> None:
+        """A connection that broke while we wrote is one that ended: asyncio would throw away what had already
+        come in, such as the last payload of a peer that was killed."""
+        self.feed_eof()
+
+
 class LocalMeter:
     """Bytes that went through the control sockets between this process and p2pd."""
 
@@ -31,7 +38,7 @@ class LocalMeter:
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """As asyncio.open_unix_connection, counted."""
         loop = asyncio.get_running_loop()
-        reader = asyncio.StreamReader(limit=STREAM_BUFFER_BYTES, loop=loop)
+        reader = _PatientReader(limit=STREAM_BUFFER_BYTES, loop=loop)
         protocol = _CountingProtocol(self, reader)
         await loop.create_unix_connection(lambda: protocol, path)
         return reader, asyncio.StreamWriter(protocol.counted, protocol, reader, loop)  # type: ignore[arg-type]
@@ -43,7 +50,7 @@ class LocalMeter:
         loop = asyncio.get_running_loop()
 
         def build() -> _CountingProtocol:
-            reader = asyncio.StreamReader(limit=STREAM_BUFFER_BYTES, loop=loop)
+            reader = _PatientReader(limit=STREAM_BUFFER_BYTES, loop=loop)
             return _CountingProtocol(self, reader, client_connected)
 
         return await loop.create_unix_server(build, path)

@@ -58,10 +58,22 @@ class GossipProcess:
         await self._dense.add_p2p_handlers(self._stack.p2p, namespace=None)
         for work in (self._report_traffic(), self._watch_daemon(), self._stack.maintain()):
             self._tasks.append(asyncio.create_task(work))
-        names = "announce lookup add_addresses offer expect swap held payload forget restrict average traffic stats"
-        handlers: dict[str, Any] = {name: getattr(self, name) for name in names.split()}
-        handlers["ready_value"] = {"peer": self._stack.peer, "addresses": list(self._stack.addresses)}
-        return handlers
+        return {
+            "ready_value": {"peer": self._stack.peer, "addresses": list(self._stack.addresses)},
+            "announce": self.announce,
+            "lookup": self.lookup,
+            "offer": self.offer,
+            "expect": self.expect,
+            "swap": self.swap,
+            "held": self.held,
+            "payload": self.payload,
+            "forget": self.forget,
+            "restrict": self.restrict,
+            "average": self.average,
+            "traffic": self.traffic,
+            "stats": self.stats,
+            "close": self.close,
+        }
 
     async def _open_stream(self, partner: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         await self._stack.connect(partner)
@@ -103,9 +115,6 @@ class GossipProcess:
             for peer, entry in found.value.items()
             if entry.expiration_time > now and type(entry.value) is bytes
         }
-
-    async def add_addresses(self, params: dict[str, Any]) -> None:
-        self._stack.remember(params["peer"], params["addresses"])
 
     # --- exchange -------------------------------------------------------------------------------------
     async def offer(self, params: dict[str, Any]) -> None:
@@ -155,6 +164,8 @@ class GossipProcess:
             "records_held": len(protocol.storage),
             "records_refused": protocol.record_validator.refused + protocol.storage.refused,
             "requests_refused": protocol.refused,
+            "routing_entries": len(protocol.routing_table.uid_to_peer_id),
+            "averages_refused": self._dense.refused,
             "daemon_pid": self._stack.p2p._child.pid,
         }
 
@@ -166,6 +177,12 @@ class GossipProcess:
                 self._emit("traffic", figures)
                 last = figures
             await asyncio.sleep(TRAFFIC_SECONDS)
+
+    async def close(self, params: dict[str, Any]) -> None:
+        """Leave in order: p2pd says goodbye, nothing stays in the temporary directory."""
+        for task in self._tasks:
+            task.cancel()
+        await self._stack.aclose()
 
     async def _watch_daemon(self) -> None:
         status = await self._stack.p2p._child.wait()

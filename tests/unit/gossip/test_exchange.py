@@ -1,0 +1,317 @@
+"""Sessions over local sockets: what partners may do to each other, and what they may not.
+
+No hivemind here; the partner is either another PayloadExchange or a script that writes raw frames.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+
+import pytest
+
+from p2pflock.errors import UnavailableError
+from p2pflock.gossip import exchange as ex
+from p2pflock.gossip.exchange import ExchangeLimits, PayloadExchange
+from p2pflock.gossip.meter import LocalMeter
+from p2pflock.gossip.pool import PayloadPool
+from p2pflock.primitives import unixfs, wire
+
+ROUND = b"round 1"
+QUICK = ExchangeLimits(idle_seconds=0.2, session_seconds=2.0)
+
+
+def payload(name, size=1000):
+    data = hashlib.shake_256(name.encode()).digest(size)
+    return unixfs.compute_cid(data), data
+
+
+class Peer:
+    def __init__(self, net, peer, limits=None):
+        self.pool = PayloadPool(lambda round_key, cid: None)
+        self.exchange = PayloadExchange(self.pool, peer, net.opener(peer), limits)
+        self.peer = peer
+
+    async def serve(self, partner, reader, writer):
+        await self.exchange.serve(partner, reader, writer)
+
+
+class Net:
+    """Streams between peers; each knows for sure who opened it, as with Noise."""
+
+    def __init__(self, directory):
+        self.directory = directory
+        self.servers = []
+        self.streams = 0
+
+    def opener(self, me):
+        async def open_stream(partner):
+            self.streams += 1
+            reader, writer = await LocalMeter().open_unix_connection(str(self.directory / partner.hex()))
+            writer.write(len(me).to_bytes(1, "big") + me)
+            return reader, writer
+
+        return open_stream
+
+    async def add(self, peer, limits=None):
+        node = Peer(self, peer, limits)
+        await self.listen(peer, node.serve)
+        return node
+
+    async def listen(self, peer, serve):
+        async def accept(reader, writer):
+            partner = await reader.readexactly((await reader.readexactly(1))[0])
+            with contextlib.suppress(OSError, EOFError):
+                await serve(partner, reader, writer)
+
+        path = str(self.directory / peer.hex())
+        self.servers.append(await asyncio.start_unix_server(accept, path))
+
+    def close(self):
+        for server in self.servers:
+            server.close()
+
+
+@pytest.fixture
+def run(tmp_path):
+    def run(scenario):
+        async def main():
+            net = Net(tmp_path)
+            try:
+                await asyncio.wait_for(scenario(net), 20)
+            finally:
+                net.close()
+
+        asyncio.run(main())
+
+    return run
+
+
+def frame(kind, body=b"", size=None):
+    return bytes([kind]) + (len(body) if size is None else size).to_bytes(4, "big") + body
+
+
+def hello(*wants, round_key=ROUND, version=ex.VERSION):
+    return frame(ex.HELLO, wire.pack([version, round_key, [cid.to_bytes() for cid in wants]]))
+
+
+def announce(cid, size):
+    return frame(ex.PAYLOAD, cid.to_bytes() + size.to_bytes(8, "big"))
+
+
+def test_large_payloads_cross_without_waiting_for_each_other(run):
+    async def scenario(net):
+        a, b = await net.add(b"a"), await net.add(b"b")
+        mine, theirs = payload("a", 3_000_000), payload("b", 4_000_000)
+        a.pool.offer(ROUND, *mine)
+        b.pool.offer(ROUND, *theirs)
+        a.pool.expect(ROUND, theirs[0], 4_000_000)
+        b.pool.expect(ROUND, mine[0], 3_000_000)
+        assert await a.exchange.swap(ROUND, b"b", 10) == [theirs[0]]
+        assert b.pool.collect(ROUND) == a.pool.collect(ROUND) == dict([mine, theirs])
+        assert a.exchange.payload_bytes_sent == b.exchange.payload_bytes_received == 3_000_000
+
+    run(scenario)
+
+
+def test_both_at_once_send_each_payload_once(run):
+    async def scenario(net):
+        a, b = await net.add(b"a"), await net.add(b"b")
+        mine, theirs = payload("a", 600_000), payload("b", 600_000)
+        a.pool.offer(ROUND, *mine)
+        b.pool.offer(ROUND, *theirs)
+        a.pool.expect(ROUND, theirs[0], 600_000)
+        b.pool.expect(ROUND, mine[0], 600_000)
+        arrived = await asyncio.gather(a.exchange.swap(ROUND, b"b", 5), b.exchange.swap(ROUND, b"a", 5))
+        assert arrived == [[theirs[0]], [mine[0]]]
+        assert a.exchange.payload_bytes_sent == b.exchange.payload_bytes_sent == 600_000
+
+    run(scenario)
+
+
+def test_a_second_call_joins_the_first(run):
+    async def scenario(net):
+        a, b = await net.add(b"a"), await net.add(b"b")
+        theirs = payload("b", 600_000)
+        b.pool.offer(ROUND, *theirs)
+        a.pool.expect(ROUND, theirs[0], 600_000)
+        arrived = await asyncio.gather(*(a.exchange.swap(ROUND, b"b", 5) for _ in range(3)))
+        assert arrived == [[theirs[0]]] * 3
+        assert net.streams == 1
+
+    run(scenario)
+
+
+def test_slow_taker_is_not_silent(run):
+    """A partner that takes our payload bit by bit, and says nothing meanwhile, is within its rights."""
+
+    async def scenario(net):
+        a = await net.add(b"a", ExchangeLimits(idle_seconds=0.4))
+        mine = payload("a", 4_000_000)
+        a.pool.offer(ROUND, *mine)
+
+        async def slow(partner, reader, writer):
+            writer.write(hello(mine[0]))
+            taken = bytearray()
+            while not taken.endswith(frame(ex.DONE)):
+                taken += await reader.read(1 << 18)
+                await asyncio.sleep(0.02)
+            writer.write(frame(ex.DONE))
+
+        await net.listen(b"b", slow)
+        assert await a.exchange.swap(ROUND, b"b", 15) == []
+
+    run(scenario)
+
+
+WANTED, WANTED_DATA = payload("wanted")
+UNASKED, UNASKED_DATA = payload("unasked")
+RUDE = {
+    "says nothing": [],
+    "hangs after hello": [hello()],
+    "hangs inside a frame": [hello(), frame(ex.DONE)[:3]],
+    "garbage": [b"GET / HTTP/1.1\r\n\r\n"],
+    "memory bomb": [hello(), announce(WANTED, 1000), frame(ex.CHUNK, bytes(100), size=0xFFFFFFFF)],
+    "huge hello": [frame(ex.HELLO, b"", size=1 << 24)],
+    "another version": [hello(version=99)],
+    "another round": [hello(round_key=b"round 2")],
+    "a payload nobody asked for": [hello(), announce(UNASKED, 1000), frame(ex.CHUNK, UNASKED_DATA)],
+    "another size": [hello(), announce(WANTED, 1001), frame(ex.CHUNK, WANTED_DATA + b"!")],
+    "other content": [hello(), announce(WANTED, 1000), frame(ex.CHUNK, UNASKED_DATA)],
+    "more chunks than size": [hello(), announce(WANTED, 1000), frame(ex.CHUNK, WANTED_DATA + b"!")],
+    "empty chunks for ever": [hello(), announce(WANTED, 1000), frame(ex.CHUNK) * 10],
+    "the same twice": [hello(), (announce(WANTED, 1000) + frame(ex.CHUNK, WANTED_DATA)) * 2],
+    "busy": [frame(ex.BUSY)],
+    "done before hello": [frame(ex.DONE)],
+}
+
+
+@pytest.mark.parametrize("name", RUDE)
+def test_rude_partner_is_unavailable_in_bounded_time(run, name):
+    async def scenario(net):
+        a = await net.add(b"a", QUICK)
+        a.pool.expect(ROUND, WANTED, 1000)
+
+        async def rude(partner, reader, writer):
+            for part in RUDE[name]:
+                writer.write(part)
+            await asyncio.sleep(5)
+
+        await net.listen(b"b", rude)
+        started = asyncio.get_running_loop().time()
+        with pytest.raises(UnavailableError):
+            await a.exchange.swap(ROUND, b"b", 3)
+        assert asyncio.get_running_loop().time() - started < 1.5
+        assert set(a.pool.collect(ROUND)) <= {WANTED}
+        assert UNASKED not in a.pool.collect(ROUND)
+        assert a.exchange._buffered_bytes == 0
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("name", sorted(set(RUDE) - {"another round"}))
+def test_rude_caller_costs_one_session(run, name):
+    async def scenario(net):
+        a = await net.add(b"a", QUICK)
+        a.pool.expect(ROUND, WANTED, 1000)
+        reader, writer = await net.opener(b"rude")(b"a")
+        for part in RUDE[name]:
+            writer.write(part)
+        with contextlib.suppress(OSError):
+            while await reader.read(1 << 16):
+                pass
+        while a.exchange._sessions:
+            await asyncio.sleep(0.01)
+        assert set(a.pool.collect(ROUND)) <= {WANTED}
+        assert a.exchange.broken_sessions == 1
+        good = await net.add(b"good")
+        good.pool.offer(ROUND, WANTED, WANTED_DATA)
+        await good.exchange.swap(ROUND, b"a", 3)
+        assert a.pool.collect(ROUND) == {WANTED: WANTED_DATA}
+
+    run(scenario)
+
+
+def test_whole_payloads_before_a_break_are_kept(run):
+    async def scenario(net):
+        a = await net.add(b"a", QUICK)
+        second = payload("second")
+        a.pool.expect(ROUND, WANTED, 1000)
+        a.pool.expect(ROUND, second[0], 1000)
+
+        async def dies(partner, reader, writer):
+            await reader.readexactly(int.from_bytes((await reader.readexactly(5))[1:], "big"))
+            writer.write(hello() + announce(WANTED, 1000) + frame(ex.CHUNK, WANTED_DATA))
+            writer.write(announce(second[0], 1000) + frame(ex.CHUNK, second[1][:500]))
+            await writer.drain()
+            writer.close()
+
+        await net.listen(b"b", dies)
+        with pytest.raises(UnavailableError):
+            await a.exchange.swap(ROUND, b"b", 3)
+        assert a.pool.collect(ROUND) == {WANTED: WANTED_DATA}
+        assert list(a.pool.wanted(ROUND)) == [second[0]]
+
+    run(scenario)
+
+
+def test_always_yielding_partner_is_bounded(run):
+    async def scenario(net):
+        a = await net.add(b"a")
+
+        async def yields(partner, reader, writer):
+            writer.write(frame(ex.YIELD))
+            await asyncio.sleep(5)
+
+        await net.listen(b"b", yields)
+        with pytest.raises(UnavailableError, match=r"0\.3 s"):
+            await a.exchange.swap(ROUND, b"b", 0.3)
+
+    run(scenario)
+
+
+def test_sessions_are_bounded(run):
+    async def scenario(net):
+        a = await net.add(b"a", ExchangeLimits(idle_seconds=5, sessions=3, sessions_per_partner=2))
+        streams = [await net.opener(name)(b"a") for name in (b"x", b"x", b"x", b"y", b"z")]
+        while a.exchange.refused_sessions < 2:
+            await asyncio.sleep(0.01)
+        assert a.exchange._sessions == {b"x": 2, b"y": 1} or a.exchange._sessions.total() == 3
+        for _, writer in streams:
+            writer.close()
+
+    run(scenario)
+
+
+def test_payloads_in_flight_are_bounded(run):
+    """Attack: many partners each send all but the last byte of a large expected payload."""
+
+    async def scenario(net):
+        a = await net.add(b"a", ExchangeLimits(idle_seconds=5, buffered_bytes=1500))
+        a.pool.expect(ROUND, WANTED, 1000)
+        streams = []
+        for name in (b"x", b"y", b"z"):
+            streams.append(await net.opener(name)(b"a"))
+            streams[-1][1].write(hello() + announce(WANTED, 1000) + frame(ex.CHUNK, WANTED_DATA[:999]))
+        while a.exchange.broken_sessions < 2:
+            await asyncio.sleep(0.01)
+        assert a.exchange._buffered_bytes == 999
+        for _, writer in streams:
+            writer.close()
+
+    run(scenario)
+
+
+def test_strangers_are_turned_away_when_restricted(run):
+    async def scenario(net):
+        a, b, c = [await net.add(name) for name in (b"a", b"b", b"c")]
+        a.pool.offer(ROUND, WANTED, WANTED_DATA)
+        a.exchange.restrict([b"b"])
+        for other in (b, c):
+            other.pool.expect(ROUND, WANTED, 1000)
+        assert await b.exchange.swap(ROUND, b"a", 3) == [WANTED]
+        with pytest.raises(UnavailableError):
+            await c.exchange.swap(ROUND, b"a", 3)
+        a.exchange.restrict(None)
+        assert await c.exchange.swap(ROUND, b"a", 3) == [WANTED]
+
+    run(scenario)
