@@ -28,6 +28,7 @@ from typing import Annotated, Any
 import typer
 
 from p2pflock import params
+from p2pflock.chain import anvil
 from p2pflock.cli.options import Format, FormatOption, HomeOption, keystore_path
 from p2pflock.cli.output import Output, format_bytes, format_seconds
 from p2pflock.errors import (
@@ -227,25 +228,13 @@ def check_imports(machine: Machine) -> Iterator[Finding]:
             yield passed(f"import {name}", "works")
 
 
-def find_anvil() -> str | None:
-    """Path of the development chain: $P2PFLOCK_ANVIL, the npm package of contracts/, or the search path."""
-    chosen = os.environ.get("P2PFLOCK_ANVIL")
-    modules = Path(__file__).resolve().parents[2] / "contracts" / "node_modules" / "@foundry-rs"
-    packaged = sorted(modules.glob("anvil-*/bin/anvil"))
-    for candidate in (chosen, *map(str, packaged), shutil.which("anvil")):
-        if candidate and os.access(candidate, os.X_OK):
-            return candidate
-    return None
-
-
 def check_chain_tools(machine: Machine) -> Iterator[Finding]:
     if not machine.with_embedded_chain:
         return
-    anvil = find_anvil()
-    if anvil is None:
-        yield problem("anvil", "not found", "make setup, or use --chain none", MissingToolError)
-    else:
-        yield passed("anvil", anvil)
+    try:
+        yield passed("anvil", str(anvil.find_anvil()))
+    except MissingToolError as error:
+        yield problem("anvil", error.message, error.hint, MissingToolError)
     for name in ("node", "npm"):
         if shutil.which(name):
             yield passed(name, "found")
