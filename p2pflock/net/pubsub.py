@@ -315,9 +315,10 @@ class GuardedPubsub(Pubsub):
         peer = stream.muxed_conn.peer_id
         self._forget_all_subscriptions(peer)
         self._inbound[peer] = stream
+        reader = framing.Buffered(stream)
         try:
             while True:
-                await self._take(peer, await self._read_rpc(stream))
+                await self._take(peer, await self._read_rpc(reader))
                 if peer not in self._greeted:
                     self._greeted.add(peer)
                     self._greeting.unpark_all()
@@ -337,7 +338,7 @@ class GuardedPubsub(Pubsub):
         while peer not in self._greeted:
             await self._greeting.park()
 
-    async def _read_rpc(self, stream: INetStream) -> Any:
+    async def _read_rpc(self, stream: framing.Readable) -> Any:
         """One frame.  Attack: slow loris; a frame that has begun must end in time."""
         first = await framing.read_exactly(stream, 1)
         with trio.move_on_after(self._limits.rpc_seconds):

@@ -137,6 +137,16 @@ def test_frames_arrive_in_any_number_of_pieces():
     run(main)
 
 
+def test_reading_ahead_changes_nothing():
+    async def main():
+        frames = [bytes([n]) * n * 100 for n in range(20)]
+        stream = framing.Buffered(Chunks(b"".join(map(framing.prefix, frames))))
+        for frame in frames:
+            assert await framing.read_exactly(stream, await framing.read_length(stream, 2000)) == frame
+
+    run(main)
+
+
 @pytest.mark.parametrize(("encoded", "value"), [(b"\x00", 0), (b"\x7f", 127), (b"\x80\x01", 128), (b"\xff\xff\x03", 65535)])
 def test_varint(encoded, value):
     async def main():
