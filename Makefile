@@ -59,7 +59,7 @@ $(STAMPS)/data: $(wildcard p2pflock/learning/data.py) | $(STAMPS)/python
 # --- show -----------------------------------------------------------------------------------------------
 .PHONY: demo demo-short
 demo: setup ## 4 peers train on MNIST, agree, anchor, get paid; then verify and claim
-	@$(BIN)/p2pflock up --task mnist --peers 4 --rounds 10 --demo --home build/demo
+	@$(BIN)/p2pflock up --task mnist --peers 4 --demo --home build/demo
 
 demo-short: setup ## the same with fewer rounds
 	@$(BIN)/p2pflock up --task mnist --peers 4 --rounds 3 --demo --home build/demo-short

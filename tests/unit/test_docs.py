@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 import pytest
+import typer
 
 from p2pflock import errors
 from p2pflock.cli import main as cli
@@ -109,3 +110,11 @@ def test_the_table_of_keys_is_complete() -> None:
     whole = spec.load_spec("mnist")
     sections = {f.name: getattr(whole, f.name) for f in dataclasses.fields(whole) if f.name != "averaging"}
     assert documented == {name: {f.name for f in dataclasses.fields(part)} for name, part in sections.items()}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_and_options_that_are_shown_exist(page: Path) -> None:
+    commands = {command.name: command for command in typer.main.get_group(cli.app).commands.values()}
+    for name, rest in re.findall(r"^(?:\.venv/bin/)?p2pflock ([a-z]+)([^#\n]*)", page.read_text(), re.MULTILINE):
+        known = {option for parameter in commands[name].params for option in parameter.opts} | {"--help"}
+        assert set(re.findall(r"--[a-z-]+", rest)) <= known, f"{page.name}: p2pflock {name}{rest}"
