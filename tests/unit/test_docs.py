@@ -115,6 +115,7 @@ def test_the_table_of_keys_is_complete() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_and_options_that_are_shown_exist(page: Path) -> None:
     commands = {command.name: command for command in typer.main.get_group(cli.app).commands.values()}
-    for name, rest in re.findall(r"^(?:\.venv/bin/)?p2pflock ([a-z]+)([^#\n]*)", page.read_text(), re.MULTILINE):
+    shown = "\n".join(re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL))
+    for name, rest in re.findall(r"^(?:\.venv/bin/)?p2pflock ([a-z]+)([^#\n]*)", shown, re.MULTILINE):
         known = {option for parameter in commands[name].params for option in parameter.opts} | {"--help"}
         assert set(re.findall(r"--[a-z-]+", rest)) <= known, f"{page.name}: p2pflock {name}{rest}"
