@@ -142,6 +142,10 @@ def test_items_are_bounded_over_the_whole_message():
     assert dagcbor.decode(dagcbor.encode(pairs), max_items=21) == pairs
     with pytest.raises(InvalidMessageError):
         dagcbor.decode(dagcbor.encode(pairs), max_items=20)
+    maps = [{"a": 1}] * 3  # keys count, also where no single map is over the budget
+    assert dagcbor.decode(dagcbor.encode(maps), max_items=10) == maps
+    with pytest.raises(InvalidMessageError):
+        dagcbor.decode(dagcbor.encode(maps), max_items=9)
 
 
 @pytest.mark.parametrize("head", ["9bffffffffffffffff", "9affffffff", "bb00ffffffffffffff", "5bffffffffffffffff"])
@@ -149,7 +153,7 @@ def test_a_claimed_size_allocates_nothing(head):
     data = bytes.fromhex(head) + bytes(1000)
     tracemalloc.start()
     try:
-        with pytest.raises(InvalidMessageError):
+        with pytest.raises(InvalidMessageError, match=r"claimed|truncated"):
             dagcbor.decode(data)
         assert tracemalloc.get_traced_memory()[1] < 100_000
     finally:

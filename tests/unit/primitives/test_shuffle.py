@@ -66,6 +66,14 @@ def test_rejection_is_exact_at_the_edge():
     assert shuffle._below(iter([bound - 1]), bound) == bound - 1
 
 
+def test_weighted_rejection_is_exact_at_the_edge(monkeypatch):
+    """2^256 mod 3 is 1, so the largest block is one too many."""
+    monkeypatch.setattr(shuffle, "_block", lambda seed, counter: b"\xff" * 32 if counter == 0 else bytes(31) + b"\1")
+    assert shuffle.weighted_index(SEED, [1, 1, 1]) == 1
+    monkeypatch.setattr(shuffle, "_block", lambda seed, counter: b"\xff" * 31 + b"\xfe")
+    assert shuffle.weighted_index(SEED, [1, 1, 1]) == 2
+
+
 def test_derived_seeds_do_not_collide():
     derived = [
         shuffle.derive(SEED, "a"),

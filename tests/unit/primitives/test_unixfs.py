@@ -185,9 +185,10 @@ def test_other_shapes_of_the_same_content_are_refused(small):
     shapes = [
         [a],  # a wrapped single leaf
         [leaf(b"12", blocks), tail],  # a short leaf that is not last
-        [a, leaf(b"", blocks)],  # an empty leaf
+        [a, b, leaf(b"", blocks)],  # an empty leaf
         [lying, b],  # wrong total size of a leaf
-        [unixfs.Link(a.cid, 3, 3), tail],  # a leaf shorter than it is
+        [unixfs.Link(a.cid, 3, 3), tail],  # a first leaf said to be shorter than it is
+        [a, unixfs.Link(tail.cid, 3, 3)],  # a last leaf said to be longer than it is
         [node([a, b, c], blocks), d],  # a leaf among nodes
         [node([a, b], blocks), node([c, d], blocks)],  # not filled from the left
         [node([node([a, b, c], blocks)], blocks), node([node([d], blocks)], blocks)],  # too deep
@@ -225,6 +226,11 @@ def test_a_cycle_can_not_loop(small):
         read(link.cid, chain.__getitem__)
 
 
+def test_a_large_node_is_not_even_parsed():
+    with pytest.raises(InvalidMessageError, match="too large"):
+        unixfs.parse_node(bytes(unixfs.MAX_NODE_BYTES + 1))
+
+
 def test_foreign_codecs_are_refused():
     with pytest.raises(InvalidMessageError, match="UnixFS"):
         read(CID.of_dag_cbor(b"\xa0"), lambda cid: b"\xa0")
@@ -253,7 +259,6 @@ DATA = b"\x0a\x06\x08\x02\x18\x04\x20\x04"
         ("CIDv0", b"\x12\x28" + b"\x0a\x22\x12\x20" + bytes(32) + b"\x12\x00\x18\x04" + DATA),
         ("175 links", (b"\x12\x2a" + LINK + b"\x12\x00\x18\x04") * 175 + DATA),
         ("endless varint", b"\x12" + b"\xff" * 100),
-        ("too large", b"\x12" * 20_000),
     ],
 )
 def test_other_nodes_are_refused(why, block):
