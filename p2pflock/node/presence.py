@@ -171,7 +171,9 @@ class Presence:
         if self._raw.get(peer) != value:
             try:
                 record = PeerRecord.decode(value)
-                validation.require_peer_record(record, peer, context.clock.unix_seconds())
+                validation.require(
+                    validation.validate_peer_record(record, peer, context.clock.unix_seconds())
+                )
             except InvalidMessageError as error:
                 context.events.emit("dropped", what="peer record", reason=str(error))
                 return

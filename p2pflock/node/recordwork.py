@@ -21,7 +21,9 @@ from p2pflock.node.sync import BlockExchange
 from p2pflock.ports import FoldInput, FoldResult
 from p2pflock.primitives.cid import CID
 from p2pflock.protocol import settlement, validation
+from p2pflock.protocol.attestation import verify_attestation
 from p2pflock.protocol.collection import Collection
+from p2pflock.protocol.committee import compute_beacon
 from p2pflock.protocol.messages import (
     Absentee,
     Attestation,
@@ -103,7 +105,7 @@ class RecordWork:
         if record.round != parent.record.round + 1 or record.parent != parent.cid:
             raise InvalidMessageError("record does not follow our head")
         if record.parent_attestation is not None:
-            validation.verify_parent_attestation(committee, record.parent_attestation, parent.record, self._grandhead(parent))
+            verify_attestation(committee, record.parent_attestation, parent.record, self._grandhead(parent))
         elif parent.record.round > 0:
             raise InvalidMessageError("record carries no attestation of its parent")
         included = {contribution.seat for contribution in record.contributions}
@@ -122,6 +124,13 @@ class RecordWork:
         return before.head
 
     # --- gathering ---
+    def _facts(self, record: RoundRecord) -> validation.RoundFacts:
+        parent = self._context.ledger.at(record.round - 1)
+        assert parent is not None
+        committee = self._context.committee
+        beacon = compute_beacon(committee.task, committee.epoch, record.round, parent.cid.digest)
+        return validation.facts_of(committee, parent.record, parent.head, beacon)
+
     async def _gather(
         self, record: RoundRecord, collection: Collection, sources: Sequence[bytes]
     ) -> tuple[list[ContributionHeader], list[Scorecard]]:
@@ -134,7 +143,7 @@ class RecordWork:
             header = known_headers.get(contribution.header)
             if header is None:
                 header = ContributionHeader.decode(await self._blocks.get(contribution.header, sources))
-                validation.require_header(context.committee, header, record)
+                validation.require(validation.validate_header(self._facts(record), header))
                 self._headers[contribution.header] = header
             if context.committee.seat_of(header.peer) != contribution.seat:
                 raise InvalidMessageError("contribution names the wrong seat")
@@ -143,7 +152,7 @@ class RecordWork:
             card = known_cards.get(cid)
             if card is None:
                 card = Scorecard.decode(await self._blocks.get(cid, sources))
-                validation.require_scorecard(context.committee, card, record)
+                validation.require(validation.validate_scorecard(self._facts(record), card))
                 self._cards[cid] = card
             cards.append(card)
         return headers, cards
@@ -176,6 +185,7 @@ class RecordWork:
         parent_attestation: Attestation | None,
     ) -> RoundRecord:
         context = self._context
+        headers = sorted(headers, key=lambda header: context.committee.seat_of(header.peer) or 0)
         payloads = await self._payloads(headers)
         settled = settlement.settle(
             context.committee, parent.record, headers, cards

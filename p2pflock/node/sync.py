@@ -19,7 +19,7 @@ from p2pflock.ports import BlobStore, FoldInput, Requests, Trainer
 from p2pflock.primitives import unixfs, wire
 from p2pflock.primitives.cid import CID, RAW
 from p2pflock.protocol.committee import Committee
-from p2pflock.protocol.consensus import verify_attestation
+from p2pflock.protocol.attestation import verify_attestation
 from p2pflock.protocol.messages import (
     MAX_PAYLOAD_BYTES,
     Attestation,

@@ -1,0 +1,237 @@
+"""What follows from the contributions and scorecards of a round: judgements, fold weights, trust, rewards.
+
+Law: a pure function in integers; its inputs may come in any order, its outputs are sorted by seat.  Members
+recompute it before they vote and anyone can later, so nothing here may depend on a float, a clock or a peer.
+
+The gate is the rule of the simulations (docs/design.md): each contribution's score is the stake-weighted median
+of the validators' cosines to a public gradient, trust is its running mean, and a contribution is dropped while
+its peer's trust is negative and below the median trust of the round, but never more than half of them.
+Single-round scores of honest peers are negative a quarter of the time: the running mean is essential.
+
+Rewards: budget = what the committee block grants for a round; TRAINER_BPS of it goes to accepted contributions
+by fold weight, the rest to validators whose scorecard is in the record, by stake.  All divisions round down and
+the remainder stays in escrow, so the sum never exceeds the budget.
+(Written by the lead in parallel; keep the signatures.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from p2pflock.errors import InvalidMessageError
+from p2pflock.primitives import merkle
+from p2pflock.primitives.cid import CID
+from p2pflock.protocol.committee import Committee
+from p2pflock.protocol.messages import (
+    Absentee,
+    Attestation,
+    Contribution,
+    ContributionHeader,
+    Judgement,
+    Reward,
+    RoundRecord,
+    Score,
+    Scorecard,
+    Trust,
+)
+
+TRAINER_BPS = 8_000
+BPS = 10_000
+MEMORY_TENTHS = 7  # E = 0.7 E + 0.3 s
+WEIGHT_CAP = 2  # times the median sample count: a fast machine may not own the round
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """Aligned with the headers sorted by seat; `weights` is 0 unless accepted."""
+
+    judgements: tuple[Judgement, ...]
+    weights: tuple[int, ...]
+    trust: tuple[Trust, ...]
+    rewards: tuple[Reward, ...]
+    rewards_root: bytes
+
+
+def compute_weighted_median(values: Sequence[tuple[int, int]]) -> int:
+    """Lower weighted median of (value, weight > 0) pairs: the least value with half of the weight at or below."""
+    total = sum(weight for _, weight in values)
+    seen = 0
+    for value, weight in sorted(values):
+        seen += weight
+        if 2 * seen >= total:
+            return value
+    raise InvalidMessageError("a median needs at least one value")
+
+
+def compute_trust(before_micro: int, score_micro: int) -> int:
+    """0.7 E + 0.3 s in millionths, rounded towards minus infinity."""
+    return (MEMORY_TENTHS * before_micro + (10 - MEMORY_TENTHS) * score_micro) // 10
+
+
+def _median(values: Sequence[int]) -> int:
+    return compute_weighted_median([(value, 1) for value in values])
+
+
+def settle(
+    committee: Committee,
+    parent: RoundRecord,
+    headers: Sequence[ContributionHeader],
+    scorecards: Sequence[Scorecard],
+) -> Settlement:
+    """Settle one round.
+
+    Args:
+        committee: of the round; grants the budget.
+        parent: record before; carries trust and rewards so far.
+        headers: of the contributions in the record, at most one a seat.
+        scorecards: in the record, at most one a validator.
+
+    Raises InvalidMessageError for strangers and duplicates.
+    """
+    by_seat = _by_seat(committee, [(header.peer, header) for header in headers])
+    cards = _by_seat(committee, [(card.validator, card) for card in scorecards])
+    seats = sorted(by_seat)
+    ids = {seat: by_seat[seat].cid() for seat in seats}
+    opinions = {seat: _opinions(committee, cards, ids[seat]) for seat in seats}
+    before = {entry.peer: entry.ema_micro for entry in parent.trust}
+    after = dict(before)
+    valid = []
+    for seat in seats:
+        if _is_refused(opinions[seat]):
+            continue
+        valid.append(seat)
+        scores = [(score.cosine_micro, weight) for score, weight in opinions[seat] if score.is_valid]
+        if scores:  # nobody scored it: trust stays as it was
+            peer = by_seat[seat].peer
+            after[peer] = compute_trust(before.get(peer, 0), compute_weighted_median(scores))
+    gated = _gate([(after.get(by_seat[seat].peer, 0), seat) for seat in valid])
+    accepted = [seat for seat in valid if seat not in gated]
+    weights = _weigh({seat: by_seat[seat].samples for seat in accepted})
+    rewards = _reward(committee, parent, weights, cards)
+    return Settlement(
+        judgements=tuple(
+            Judgement.ACCEPTED if seat in weights else Judgement.GATED if seat in gated else Judgement.INVALID
+            for seat in seats
+        ),
+        weights=tuple(weights.get(seat, 0) for seat in seats),
+        trust=tuple(Trust(peer, after[peer]) for peer in sorted(after)),
+        rewards=rewards,
+        rewards_root=compute_rewards_root(parent.task, rewards),
+    )
+
+
+T = TypeVar("T")
+
+
+def _by_seat(committee: Committee, entries: Sequence[tuple[bytes, T]]) -> dict[int, T]:
+    found: dict[int, T] = {}
+    for peer, entry in entries:
+        seat = committee.seat_of(peer)
+        if seat is None or seat in found:
+            raise InvalidMessageError("a stranger, or a member twice")
+        found[seat] = entry
+    return found
+
+
+def _opinions(
+    committee: Committee, cards: Mapping[int, Scorecard], contribution: CID
+) -> list[tuple[Score, int]]:
+    """(score, stake) of every validator that scored it; a validator's first line about it counts."""
+    found = []
+    for seat, card in sorted(cards.items()):
+        score = next((s for s in card.scores if s.contribution == contribution), None)
+        if score is not None:
+            found.append((score, committee.seats[seat].weight_wei))
+    return found
+
+
+def _is_refused(opinions: Sequence[tuple[Score, int]]) -> bool:
+    """More than half of the stake that looked at it says it is no payload."""
+    against = sum(weight for score, weight in opinions if not score.is_valid)
+    return 2 * against > sum(weight for _, weight in opinions)
+
+
+def _gate(trust_and_seat: Sequence[tuple[int, int]]) -> frozenset[int]:
+    """Seats to drop: trust below min(median, 0), the least trusted first, at most half."""
+    if not trust_and_seat:
+        return frozenset()
+    bar = min(_median([trust for trust, _ in trust_and_seat]), 0)
+    below = sorted((trust, seat) for trust, seat in trust_and_seat if trust < bar)
+    return frozenset(seat for _, seat in below[: len(trust_and_seat) // 2])
+
+
+def _weigh(samples: Mapping[int, int]) -> dict[int, int]:
+    """Fold weights: samples, capped at twice the median."""
+    if not samples:
+        return {}
+    cap = WEIGHT_CAP * _median(list(samples.values()))
+    return {seat: min(count, cap) for seat, count in samples.items()}
+
+
+def _reward(
+    committee: Committee, parent: RoundRecord, weights: Mapping[int, int], cards: Mapping[int, Scorecard]
+) -> tuple[Reward, ...]:
+    """Cumulative rewards by address."""
+    earned = {reward.address: reward.cumulative_wei for reward in parent.rewards}
+    trainers_wei = committee.round_budget_wei * TRAINER_BPS // BPS
+    validators_wei = committee.round_budget_wei - trainers_wei
+    stakes = {seat: committee.seats[seat].weight_wei for seat in cards}
+    for pot_wei, shares in ((trainers_wei, weights), (validators_wei, stakes)):
+        total = sum(shares.values())
+        for seat, share in sorted(shares.items()):
+            due_wei = pot_wei * share // total
+            if due_wei:
+                address = committee.seats[seat].address
+                earned[address] = earned.get(address, 0) + due_wei
+    return tuple(Reward(address, earned[address]) for address in sorted(earned))
+
+
+def compute_rewards_root(task: bytes, rewards: Sequence[Reward]) -> bytes:
+    """32-byte Merkle root that the rewards contract checks claims against; zero when nobody earned anything."""
+    return merkle.root([merkle.leaf_hash(task, r.address, r.cumulative_wei) for r in rewards])
+
+
+def compute_record(
+    *,
+    parent: RoundRecord,
+    parent_attestation: Attestation | None,
+    committee: Committee,
+    headers: Sequence[ContributionHeader],
+    absent: Sequence[Absentee],
+    scorecards: Sequence[Scorecard],
+    settled: Settlement,
+    model_hash: bytes,
+    weights: CID,
+) -> RoundRecord:
+    """The one record that these inputs give.  `settled` is what `settle` made of the same inputs.
+
+    Raises InvalidMessageError when the seats are not each named once.
+    """
+    by_seat = _by_seat(committee, [(header.peer, header) for header in headers])
+    cards = _by_seat(committee, [(card.validator, card) for card in scorecards])
+    named = sorted([*by_seat, *(entry.seat for entry in absent)])
+    if named != list(range(len(committee.seats))):
+        raise InvalidMessageError("contributions and absences must name each seat once")
+    return RoundRecord(
+        task=parent.task,
+        epoch=committee.epoch,
+        round=parent.round + 1,
+        parent=parent.cid(),
+        parent_attestation=parent_attestation,
+        committee=committee.cid(),
+        contributions=tuple(
+            Contribution(seat, by_seat[seat].cid(), int(judgement), weight)
+            for seat, judgement, weight in zip(
+                sorted(by_seat), settled.judgements, settled.weights, strict=True
+            )
+        ),
+        absent=tuple(sorted(absent, key=lambda entry: entry.seat)),
+        scorecards=tuple(cards[seat].cid() for seat in sorted(cards)),
+        trust=settled.trust,
+        model_hash=model_hash,
+        weights=weights,
+        rewards=settled.rewards,
+        rewards_root=settled.rewards_root,
+    )
