@@ -69,6 +69,16 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # else our own last run still holds it
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
+
+
 class Anvil:
     """A running development chain.  `start`, then `stop` or leave the with block."""
 
@@ -113,6 +123,9 @@ class Anvil:
             StartupError: it ended or did not answer.
         """
         binary = find_anvil(environment)
+        if port and not _is_free(port):
+            # Asked first: an anvil that already listens there would answer just as ours.
+            raise PortTakenError(f"port {port} is in use", "choose another port, or stop what holds it")
         for _ in range(ATTEMPTS):
             chosen = port or _free_port()
             command = [str(binary), "--port", str(chosen), "--host", "127.0.0.1", "--quiet"]
@@ -130,10 +143,8 @@ class Anvil:
                 anvil.stop()
                 words.seek(0)
                 reason = " ".join(words.read(4096).decode(errors="replace").split())
-            if "already in use" not in reason:
+            if port or "already in use" not in reason:
                 break
-            if port:
-                raise PortTakenError(f"port {port} is in use", "choose another port, or stop what holds it")
         raise StartupError(f"anvil did not start: {reason[:200] or 'no answer'}", "run it by hand to see why")
 
     def _answers(self, chain_id: int) -> bool:

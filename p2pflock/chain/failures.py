@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any, Final
+from typing import Final
 
 import requests
 from eth_abi.abi import decode as decode_abi
@@ -126,9 +126,3 @@ def _without_secret(rpc_url: str) -> str:
     """Scheme and host only: providers put API keys into path, query and user part."""
     scheme, _, rest = rpc_url.partition("://")
     return f"{scheme}://{rest.split('/')[0].split('?')[0].rpartition('@')[2]}"
-
-
-def custom_error_name(error: ChainRejectedError) -> str:
-    """`WrongRound` of "anchor round 3: WrongRound(expected=2, actual=3)", or empty."""
-    tail: Any = error.message.rpartition(": ")[2]
-    return str(tail).partition("(")[0] if "(" in tail else ""

@@ -13,7 +13,8 @@ interface IRewards {
     error NothingDue(uint256 claimed, uint256 cumulative);
 
     /// @notice Pay `account` the part of `cumulative` that it has not had yet. Anyone may call; only it is paid.
-    /// @param round whose rewards root to prove against; anchored at least a challenge window ago.
+    /// @param round whose rewards root to prove against; anchored at least a challenge window ago. Its share of the
+    /// escrow bounds the sum of all claims, so late claimants use the newest root that has matured.
     /// @param cumulative all that `account` earned in `task` up to `round`, in wei.
     /// @param proof OpenZeppelin Merkle proof of keccak256(keccak256(abi.encode(task, account, cumulative))).
     function claim(bytes32 task, uint64 round, address account, uint256 cumulative, bytes32[] calldata proof)
