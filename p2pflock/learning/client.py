@@ -35,6 +35,7 @@ class TrainerProcess:
         state_dir: Path | None = None,
         threads: int = 1,
         trusted_modules: Sequence[str] = (),
+        ready_seconds: float = 120.0,
         stderr_path: Path | None = None,
     ) -> TrainerProcess:
         """Start the process; nothing is imported or loaded before `open`.
@@ -45,6 +46,7 @@ class TrainerProcess:
             state_dir: where optimizer state and error feedback survive a restart; None keeps them in memory.
             threads: torch threads of this process.
             trusted_modules: code outside the shipped tasks that the spec may name; the user's decision.
+            ready_seconds: how long it may take to come up.
             stderr_path: a log file for what the process writes to stderr.
 
         Raises:
@@ -58,8 +60,21 @@ class TrainerProcess:
         }
         # torch starts its thread pools when it is imported
         env = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-        child = await Child.start(nursery, MODULE, config, name="trainer", stderr_path=stderr_path, env=env)
+        child = await Child.start(
+            nursery,
+            MODULE,
+            config,
+            name="trainer",
+            ready_seconds=ready_seconds,
+            stderr_path=stderr_path,
+            env=env,
+        )
         return cls(child)
+
+    @property
+    def child(self) -> Child:
+        """The process, for whoever watches over it."""
+        return self._child
 
     @property
     def pid(self) -> int:

@@ -28,6 +28,7 @@ from p2pflock.protocol.timeouts import Timeouts
 WATCH_SECONDS = 0.5
 LAG_SECONDS = 2.0  # how long others may be ahead before we give up deciding by ourselves
 START_SECONDS = 120.0
+KEPT_ROUNDS = 2  # whose payloads the exchange still holds; older ones are served from the block store
 
 
 def build_genesis(context: PeerContext, genesis: Genesis) -> RoundRecord:
@@ -144,20 +145,22 @@ class Peer:
         self._driver = driver = RoundDriver(
             context, self.intake.publish, self.presence.live_seats, self._work, self._timeouts, self._pacing
         )
-        decision: Decision | None = None
+        decided: list[Decision] = []
         self.intake.enter(driver)
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._watch_for_laggard, nursery.cancel_scope)
-                decision = await driver.run()
+                decided.append(await driver.run())
                 nursery.cancel_scope.cancel()
         finally:
             self.intake.leave()
             self._driver = None
-        if decision is None:
+        if not decided:
             return
+        decision = decided[0]
         self._timeouts = driver.machine.timeouts
-        await context.swarm.forget(context.round_key(driver.round - 2))
+        if driver.round > KEPT_ROUNDS:
+            await context.swarm.forget(context.round_key(driver.round - KEPT_ROUNDS))
         self._report_traffic(decision.record.round)
         await self._evaluate(decision)
 
