@@ -295,7 +295,8 @@ def _positions(gaps: I64, counts: I64, lengths: I64, chunk: int) -> I64:
     within = running - np.repeat(begins, counts) - 1
     if (within >= np.repeat(lengths, counts)).any():
         raise InvalidMessageError("payload: an index beyond its chunk")
-    return within + np.repeat(np.arange(len(counts)) * chunk, counts)
+    positions: I64 = within + np.repeat(np.arange(len(counts)) * chunk, counts)
+    return positions
 
 
 # --- error feedback -------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ from p2pflock.learning.optimizers import build_optimizer, compute_lr, compute_st
 from p2pflock.learning.spec import TaskSpec
 from p2pflock.learning.state import LocalState, StateFile
 from p2pflock.ports import Evaluation, FoldInput, FoldResult, Genesis, PayloadScore, TrainResult
-from p2pflock.primitives import merkle, shuffle, wire
+from p2pflock.primitives import merkle, shuffle
 
 MAX_CANDIDATES = 8  # folds kept until one is adopted: one per view of a disputed round
 EVALUATION_BATCH = 500
@@ -101,10 +101,7 @@ class Learner:
             SpecError: the training diverged.
         """
         local = self.spec.local
-        slot = hashlib.sha256(
-            wire.pack([self.spec.task_id, round_, self._model_hash, shard, count, seed])
-        ).digest()
-        before = self._state_before(round_, slot)
+        before = self._state_before(round_)
         optimizer = build_optimizer(local, self._size)
         if before.optimizer:
             optimizer.restore(before.optimizer)
@@ -128,7 +125,7 @@ class Learner:
             raise SpecError(f"training diverged in round {round_}", "lower local.lr or set local.grad_clip")
         payload, feedback = self._compress(round_, delta, before)
         optimizer_state = optimizer.state()
-        self._state = LocalState(slot, round_, before.optimizer, before.feedback, optimizer_state, feedback)
+        self._state = LocalState(round_, before.optimizer, before.feedback, optimizer_state, feedback)
         if self._file:
             self._file.write(self._state)
         return TrainResult(
@@ -140,13 +137,14 @@ class Learner:
             optimizer_hash=compute_state_hash(optimizer_state),
         )
 
-    def _state_before(self, round_: int, slot: bytes) -> _Before:
+    def _state_before(self, round_: int) -> _Before:
         state = self._state
-        if state.slot == slot:
+        if round_ == state.round:  # once more, say after a crash: from the same state to the same payload
             return _Before(state.optimizer_before, state.feedback_before)
-        age = round_ - state.round
-        feedback = state.feedback if 0 <= age <= MAX_FEEDBACK_AGE_ROUNDS else b""
-        return _Before(state.optimizer, feedback)
+        if round_ < state.round:  # history begins anew: what we kept belongs to another one
+            return _Before(b"", b"")
+        is_recent = round_ - state.round <= MAX_FEEDBACK_AGE_ROUNDS
+        return _Before(state.optimizer, state.feedback if is_recent else b"")
 
     def _compress(self, round_: int, delta: F32, before: _Before) -> tuple[bytes, bytes]:
         """(payload, error feedback to keep)."""

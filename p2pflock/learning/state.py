@@ -23,9 +23,8 @@ KIND = "p2pflock/trainer-state/1"
 
 @dataclass(frozen=True, slots=True)
 class LocalState:
-    """After training for `slot` (a hash of round, parent, shard and seed), and before it.  Empty is fresh."""
+    """After training in `round`, and before it.  Empty bytes are a fresh state."""
 
-    slot: bytes
     round: int
     optimizer_before: bytes
     feedback_before: bytes
@@ -34,7 +33,7 @@ class LocalState:
 
     @classmethod
     def fresh(cls) -> LocalState:
-        return cls(b"", 0, b"", b"", b"", b"")
+        return cls(0, b"", b"", b"", b"")
 
 
 class StateFile:
@@ -54,12 +53,12 @@ class StateFile:
         if hashlib.sha256(data[32:]).digest() != data[:32]:
             return None
         try:
-            kind, task, slot, round_, *states = wire.unpack(data[32:], max_bytes=self._max_bytes)
+            kind, task, round_, *states = wire.unpack(data[32:], max_bytes=self._max_bytes)
         except (InvalidMessageError, ValueError, TypeError):
             return None
         if kind != KIND or task != self._task or len(states) != 4:
             return None
-        state = LocalState(slot, round_, *states)
+        state = LocalState(round_, *states)
         return state if self._fits(state.feedback) and self._fits(state.feedback_before) else None
 
     def _fits(self, feedback: bytes) -> bool:
@@ -73,7 +72,6 @@ class StateFile:
             [
                 KIND,
                 self._task,
-                state.slot,
                 state.round,
                 state.optimizer_before,
                 state.feedback_before,
