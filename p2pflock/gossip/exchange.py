@@ -12,7 +12,7 @@ Frames: kind (1 byte), body length (4 bytes, big endian), body.  Initiator first
     DONE     nothing more will be sent.  The responder sends it after the initiator's, so that the initiator
              knows on receipt that all it sent has arrived, and closes.
     YIELD    answer to HELLO: my own session to you is under way (both called at once); the lower peer id wins
-    BUSY     answer to HELLO: you have a session with me already
+A partner has one session per round with us; a new one means that it gave the old one up, so the old one ends.
 
 This file knows asyncio streams and no hivemind; process.py connects it to p2pd.  Not hivemind's protobuf
 streams: those cost 30 % of the throughput and take an 8-byte length header without a cap (limits.py).
@@ -35,9 +35,9 @@ from p2pflock.primitives.cid import SIZE_BYTES as CID_BYTES
 
 VERSION = 1
 CHUNK_BYTES = 256 << 10
-HELLO, PAYLOAD, CHUNK, DONE, YIELD, BUSY = range(1, 7)
+HELLO, PAYLOAD, CHUNK, DONE, YIELD = range(1, 6)
 MAX_HELLO_BYTES = 128 + MAX_PAYLOADS_PER_ROUND * (CID_BYTES + 2)
-_MAX_BODY = {HELLO: MAX_HELLO_BYTES, PAYLOAD: CID_BYTES + 8, CHUNK: CHUNK_BYTES, DONE: 0, YIELD: 0, BUSY: 0}
+_MAX_BODY = {HELLO: MAX_HELLO_BYTES, PAYLOAD: CID_BYTES + 8, CHUNK: CHUNK_BYTES, DONE: 0, YIELD: 0}
 _HASH_IN_THREAD_BYTES = 1 << 20
 
 OpenStream = Callable[[bytes], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
@@ -65,6 +65,16 @@ class _Outgoing:
     )
 
 
+@dataclass(slots=True, eq=False)
+class _Incoming:
+    """A session that a partner opened."""
+
+    writer: asyncio.StreamWriter
+    result: asyncio.Future[list[CID]] = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
+
+
 class PayloadExchange:
     """Runs sessions over streams that somebody else opens.
 
@@ -83,7 +93,7 @@ class PayloadExchange:
         self._limits = limits or ExchangeLimits()
         self._partners: frozenset[bytes] | None = None
         self._outgoing: dict[tuple[bytes, bytes], _Outgoing] = {}
-        self._incoming: dict[tuple[bytes, bytes], asyncio.Future[list[CID]]] = {}
+        self._incoming: dict[tuple[bytes, bytes], _Incoming] = {}
         self._sessions: Counter[bytes] = Counter()
         self._buffered_bytes = 0
         self.payload_bytes_sent = 0
@@ -106,7 +116,7 @@ class PayloadExchange:
     async def _swap(self, round_key: bytes, partner: bytes) -> list[CID]:
         name = round_key, partner
         if name in self._incoming:
-            return await asyncio.shield(self._incoming[name])
+            return await asyncio.shield(self._incoming[name].result)
         if name in self._outgoing:
             return await asyncio.shield(self._outgoing[name].result)
         outgoing = self._outgoing[name] = _Outgoing()
@@ -132,8 +142,6 @@ class PayloadExchange:
             kind, body = await session.read_frame()
             if kind == YIELD:
                 return await outgoing.counterpart
-            if kind == BUSY:
-                raise UnavailableError("partner is busy")
             outgoing.established = True
             theirs, wants = _parse_hello(kind, body)
             if theirs != round_key:
@@ -170,24 +178,24 @@ class PayloadExchange:
         session = _Session(self, reader, writer, b"")
         round_key, wants = _parse_hello(*await session.read_frame())
         name = round_key, partner
-        if name in self._incoming:
-            self.refused_sessions += 1
-            await session.refuse(BUSY)
-            return
         outgoing = self._outgoing.get(name)
         if outgoing is not None and (outgoing.established or self._peer < partner):
-            await session.refuse(YIELD)
+            await session.yield_()
             return
-        result = self._incoming[name] = asyncio.get_running_loop().create_future()
+        stale = self._incoming.get(name)
+        if stale is not None:
+            stale.writer.transport.abort()
+        incoming = self._incoming[name] = _Incoming(writer)
         if outgoing is not None:
-            _follow(result, outgoing.counterpart)
+            _follow(incoming.result, outgoing.counterpart)
         try:
             session.round_key = round_key
             await session.send_hello()
-            result.set_result(await session.run(wants, is_initiator=False))
+            incoming.result.set_result(await session.run(wants, is_initiator=False))
         finally:
-            _settle(result, UnavailableError("the partner's session did not finish"))
-            del self._incoming[name]
+            _settle(incoming.result, UnavailableError("the partner's session did not finish"))
+            if self._incoming.get(name) is incoming:
+                del self._incoming[name]
         await session.wait_closed()
 
     # --- for sessions ---------------------------------------------------------------------------------
@@ -233,8 +241,8 @@ class _Session:
         wants = [cid.to_bytes() for cid in self._wanted]
         await self._send(HELLO, wire.pack([VERSION, self.round_key, wants]))
 
-    async def refuse(self, kind: int) -> None:
-        await self._send(kind)
+    async def yield_(self) -> None:
+        await self._send(YIELD)
         await self.wait_closed()
 
     async def run(self, wants: Sequence[CID], *, is_initiator: bool) -> list[CID]:

@@ -180,7 +180,7 @@ RUDE = {
     "more chunks than size": [hello(), announce(WANTED, 1000), frame(ex.CHUNK, WANTED_DATA + b"!")],
     "empty chunks for ever": [hello(), announce(WANTED, 1000), frame(ex.CHUNK) * 10],
     "the same twice": [hello(), (announce(WANTED, 1000) + frame(ex.CHUNK, WANTED_DATA)) * 2],
-    "busy": [frame(ex.BUSY)],
+    "unknown kind": [frame(99)],
     "done before hello": [frame(ex.DONE)],
 }
 
@@ -265,6 +265,26 @@ def test_always_yielding_partner_is_bounded(run):
         await net.listen(b"b", yields)
         with pytest.raises(UnavailableError, match=r"0\.3 s"):
             await a.exchange.swap(ROUND, b"b", 0.3)
+
+    run(scenario)
+
+
+def test_a_partner_that_gave_up_may_come_again(run):
+    """Its old session may still be open at our side; the new one takes its place."""
+
+    async def scenario(net):
+        a, b = await net.add(b"a"), await net.add(b"b")
+        a.pool.offer(ROUND, WANTED, WANTED_DATA)
+        b.pool.expect(ROUND, WANTED, 1000)
+        _, stale = await net.opener(b"b")(b"a")
+        stale.write(hello())
+        while not a.exchange._incoming:
+            await asyncio.sleep(0.01)
+        assert await b.exchange.swap(ROUND, b"a", 3) == [WANTED]
+        while a.exchange.broken_sessions < 1:
+            await asyncio.sleep(0.01)
+        assert not a.exchange._incoming
+        stale.close()
 
     run(scenario)
 
