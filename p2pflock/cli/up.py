@@ -53,6 +53,7 @@ def up(
     async def main() -> dict[str, Any]:
         view = SwarmView(output, swarm, started=trio.current_time())
         try:
+            swarm.start_chain()
             await trio.to_thread.run_sync(swarm.prepare, view.note)
             view.note(f"starting {peers} peers")
             await swarm.start(wait_seconds=START_SECONDS)

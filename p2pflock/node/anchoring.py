@@ -73,6 +73,7 @@ class Anchoring:
                     "anchor_delayed", round=self.anchored_round + 1, reason=error.message
                 )
                 await trio.sleep(self._context.params.timeouts.anchor_retry_seconds)
+                await self._look_again()
                 continue
             if receipt is None:
                 await trio.sleep(POLL_SECONDS)
@@ -85,6 +86,16 @@ class Anchoring:
                 transaction=receipt.transaction.hex(),
                 gas_used=receipt.gas_used,
             )
+
+    async def _look_again(self) -> None:
+        """After a refusal: a reorganisation may have taken anchors back, which then are to be made again."""
+        chain = self._context.chain
+        assert chain is not None
+        try:
+            on_chain = await trio.to_thread.run_sync(chain.task, self._context.facts.task)
+        except NetworkError:
+            return
+        self.anchored_round = min(self.anchored_round, on_chain.last_round)
 
     async def _anchor(self, decision: Decision, waited: float) -> AnchorReceipt | None:
         """Somebody's receipt, ours if it is our turn, or None while it is another's."""

@@ -29,10 +29,13 @@ from p2pflock.protocol.collection import Pacing
 from p2pflock.protocol.committee import Committee
 from p2pflock.protocol.messages import CommitteeBlock, Seat
 from p2pflock.protocol.timeouts import Timeouts
+from p2pflock.storage.blocks import DiskStore
+from p2pflock.storage.journal import VoteJournal
 
 COMMITTEE_FILE = "committee.cbor"
 SPEC_FILE = "task.cbor"
-EPOCH = 1
+EPOCH = 0
+GARBAGE_SECONDS = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +119,6 @@ async def run_peer(
     from p2pflock.gossip.client import HivemindSwarm, SwarmConfig
     from p2pflock.learning.client import TrainerProcess
     from p2pflock.net.host import Libp2pHost
-    from p2pflock.storage.blocks import DiskStore
-    from p2pflock.storage.journal import VoteJournal
 
     config.home.mkdir(parents=True, exist_ok=True)
     logs = config.home / "logs"
@@ -211,6 +212,7 @@ async def run_peer(
                 )
                 nursery.start_soon(_watch, swarm.child.wait_ended, "the swarm process")
                 nursery.start_soon(_watch, trainer.child.wait_ended, "the trainer process")
+                nursery.start_soon(_collect_garbage, store)
                 peer = Peer(context, pacing=config.pacing, timeouts=Timeouts.create())
                 await peer.run(finished=finished)
             finally:
@@ -220,6 +222,13 @@ async def run_peer(
                             await child.aclose()
                 events.close()
             nursery.cancel_scope.cancel()
+
+
+async def _collect_garbage(store: DiskStore) -> None:
+    """Blocks of proposals that were not decided, now and then."""
+    while True:
+        await trio.sleep(GARBAGE_SECONDS)
+        await trio.to_thread.run_sync(store.collect_garbage)
 
 
 async def _watch(wait_ended: Callable[[], object], what: str) -> None:

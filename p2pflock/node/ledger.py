@@ -110,13 +110,17 @@ class Ledger:
             self._store.put(CID.of_dag_cbor(block), block)
         encoded = record.encode()
         self._store.put(CID.of_dag_cbor(encoded), encoded)
-        manifest = build_manifest(record, self.spec).encode()
-        self._store.put(CID.of_dag_cbor(manifest), manifest)
+        manifest = build_manifest(record, self.spec)
+        self._store.put(manifest.cid(), manifest.encode())
         attestation_cid = b""
         if attestation is not None:
-            signed = attestation.encode()
-            self._store.put(CID.of_dag_cbor(signed), signed)
-            attestation_cid = CID.of_dag_cbor(signed).to_bytes()
+            self._store.put(attestation.cid(), attestation.encode())
+            self._store.pin(attestation.cid())
+            attestation_cid = attestation.cid().to_bytes()
+        # A manifest reaches its whole history, so the newest one is all that has to be pinned.
+        self._store.pin(manifest.cid())
+        if not self.is_empty:
+            self._store.unpin(build_manifest(self.head.record, self.spec).cid())
         decision = self._push(record, attestation)
         entry = wire.pack([decision.cid.to_bytes(), attestation_cid])
         self._journal.append("decided", entry, round_=record.round)

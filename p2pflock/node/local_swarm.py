@@ -21,6 +21,8 @@ from typing import Any
 
 import trio
 
+from p2pflock.chain import anvil, deployment
+from p2pflock.chain.evm import EvmChain
 from p2pflock.errors import StartupError, UserError
 from p2pflock.learning.spec import TaskSpec
 from p2pflock.node.assembly import COMMITTEE_FILE, EPOCH, SPEC_FILE
@@ -83,14 +85,24 @@ class LocalSwarm:
         self.peers: list[PeerProcess] = []
         self.rpc_url = ""
         self.address_book: Path | None = None
-        self.chain: Any = None
-        self._anvil: Any = None
+        self.chain: EvmChain | None = None
+        self._anvil: anvil.Anvil | None = None
         self._password_file = home / "password"
 
     # --- preparation ---
-    def prepare(self, tell: Callable[[str], None]) -> None:
-        """Keys, chain, contracts, stakes, task, committee.  Blocking; raises FlockError."""
+    def start_chain(self) -> None:
+        """Call from the main thread: the chain dies with the thread that started it (0.2 s).
+
+        Raises MissingToolError, StartupError."""
         self._make_home()
+        if self.chain_kind != "none":
+            self._anvil = anvil.Anvil.start(
+                chain_id=self.network.chain.chain_id, state_path=self.home / "chain" / "state.json"
+            )
+            self.rpc_url = self._anvil.rpc_url
+
+    def prepare(self, tell: Callable[[str], None]) -> None:
+        """Keys, contracts, stakes, task, committee.  Blocking; raises FlockError."""
         tell(f"creating {self.count} identities")
         password = self._password_file.read_text().strip()
         for number in range(1, self.count + 1):
@@ -130,13 +142,7 @@ class LocalSwarm:
         (self.home / COMMITTEE_FILE).write_bytes(committee.to_block().encode())
 
     def _prepare_chain(self, tell: Callable[[str], None]) -> None:
-        from p2pflock.chain import anvil, deployment
-        from p2pflock.chain.evm import EvmChain
-
-        tell("starting the development chain")
         params = self.network.chain
-        self._anvil = anvil.Anvil.start(chain_id=params.chain_id, state_path=self.home / "chain" / "state.json")
-        self.rpc_url = self._anvil.rpc_url
         tell("deploying the contracts")
         book = deployment.deploy(self.rpc_url, anvil.DEV_KEY, params)
         self.address_book = self.home / "contracts.json"
