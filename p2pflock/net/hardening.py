@@ -2,7 +2,7 @@
 
 Law: what can be mended by a subclass is (here the muxer and the swarm; the router in pubsub.py), what cannot
 is patched by `apply`, which is idempotent and refuses any libp2p whose insides it does not know, so that a
-silent upgrade cannot unguard a peer.  Measurements: docs/design.md, "Control plane".
+silent upgrade cannot unguard a peer.  Attacks with a test each: tests/attacks/test_net_attacks.py.
 
 Not needed here because of how host.py builds its parts: the plaintext and SECIO offers of `new_host()` (a peer
 that knew Alice's public key was listed as Alice), its resource manager (one shared 10-per-second bucket

@@ -20,6 +20,7 @@ from typing import Any
 
 import trio
 from libp2p.abc import INetStream
+from libp2p.io.exceptions import IOException
 from libp2p.network.exceptions import SwarmException
 from libp2p.peer.id import ID
 from libp2p.pubsub.gossipsub import PROTOCOL_ID_V11, GossipSub
@@ -325,6 +326,8 @@ class GuardedPubsub(Pubsub):
         except InvalidMessageError:
             self._counters["gossip_malformed"] += 1
             self._strike(peer.to_bytes(), _MALFORMED_WEIGHT)
+        except IOException:
+            pass  # the stream ended, or broke: nobody's fault
         finally:
             if self._inbound.get(peer) is stream:
                 del self._inbound[peer]

@@ -14,6 +14,7 @@ from collections.abc import Callable
 import trio
 from libp2p.abc import IHost, INetStream
 from libp2p.custom_types import TProtocol
+from libp2p.io.exceptions import IOException
 from libp2p.peer.id import ID
 
 from p2pflock.errors import (
@@ -92,6 +93,8 @@ class RequestService:
             self._counters["requests_too_slow"] += 1
         except RemoteProtocolError:
             self._counters["requests_declined"] += 1  # the handler does not have what was asked for
+        except IOException:
+            self._counters["requests_abandoned"] += 1  # the peer ended or reset the stream
         except Exception:  # noqa: BLE001 - attack: whatever input makes a handler raise, the host lives
             self._counters["requests_failed"] += 1
         finally:

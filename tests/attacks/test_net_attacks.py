@@ -246,6 +246,7 @@ def test_malformed_pubsub_rpcs():
                 assert mallory.peer_id in victim.connected_peers()
             assert victim.counters()["gossip_malformed"] > 50
             assert not victim.counters().get("heartbeats_failed")
+            assert not victim.counters().get("handlers_failed")  # every fault was recognised as the peer's
             await is_served(honest, victim, box)
 
     trio.run(main)
@@ -405,10 +406,9 @@ def test_flood_of_streams_costs_its_connection():
     async def main():
         async with trio_of_hosts(PATIENT) as (victim, mallory, honest, box):
             connection = mallory._swarm.get_connections(ID(victim.peer_id))[0]
-            with trio.move_on_after(20):
-                with contextlib.suppress(Exception):
-                    for _ in range(2000):
-                        await connection.new_stream()  # and never a byte
+            with trio.move_on_after(3), contextlib.suppress(Exception):
+                for _ in range(300):
+                    await connection.new_stream()  # and never a byte
             assert victim.counters()["streams_refused"] > 0
             held = victim._swarm.get_connections(ID(mallory.peer_id))
             assert sum(len(conn.get_streams()) for conn in held) <= 130
