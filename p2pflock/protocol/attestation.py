@@ -2,7 +2,8 @@
 
 Law: an attestation holds when the seats in its bitmap weigh more than two thirds and the aggregate verifies
 over the vote digest of exactly this record after exactly this head; the anchor contract checks the same.
-(Written by the lead in parallel; keep the two signatures.)
+Aggregation is sound because every key in a committee came with a proof of possession (validate_peer_record,
+or the registry contract): nobody can choose a key that cancels the others' out.
 """
 
 from __future__ import annotations
@@ -19,13 +20,18 @@ from p2pflock.protocol.messages import Attestation, RoundRecord, Step, Vote
 def build_attestation(committee: Committee, record: CID, view: int, precommits: Iterable[Vote]) -> Attestation:
     """Aggregate verified precommits of one view for one record.
 
-    Raises LocalProtocolError when they are of another view, step or record, or no quorum."""
+    Raises LocalProtocolError when they are of another view, step or record, or no quorum.
+    """
     signatures: dict[int, bytes] = {}
+    roots = set()
     for vote in precommits:
         seat = committee.seat_of(vote.validator)
         if seat is None or (vote.view, vote.step, vote.record_digest) != (view, Step.PRECOMMIT, record.digest):
             raise LocalProtocolError("a vote that is no precommit for this record cannot attest it")
         signatures[seat] = vote.signature
+        roots.add(vote.rewards_root)
+    if len(roots) > 1:
+        raise LocalProtocolError("precommits for different rewards sign different digests")
     if not committee.has_quorum(signatures):
         raise LocalProtocolError("precommits of less than a quorum attest nothing")
     return Attestation(

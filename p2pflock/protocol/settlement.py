@@ -5,13 +5,14 @@ recompute it before they vote and anyone can later, so nothing here may depend o
 
 The gate is the rule of the simulations (docs/design.md): each contribution's score is the stake-weighted median
 of the validators' cosines to a public gradient, trust is its running mean, and a contribution is dropped while
-its peer's trust is negative and below the median trust of the round, but never more than half of them.
-Single-round scores of honest peers are negative a quarter of the time: the running mean is essential.
+its peer's trust is negative and below the median trust of the round (which at most half of them can be).
+Single-round scores of honest peers are negative a quarter of the time: the running mean is essential.  A
+validator's line about its own contribution counts for nothing.
 
 Rewards: budget = what the committee block grants for a round; TRAINER_BPS of it goes to accepted contributions
-by fold weight, the rest to validators whose scorecard is in the record, by stake.  All divisions round down and
-the remainder stays in escrow, so the sum never exceeds the budget.
-(Written by the lead in parallel; keep the signatures.)
+by fold weight, the rest to validators whose scorecard is in the record, by stake and by how many of the others'
+contributions it scored (an empty card earns nothing).  All divisions round down and the remainder stays in
+escrow, so the sum never exceeds the budget.
 """
 
 from __future__ import annotations
@@ -71,7 +72,10 @@ def compute_trust(before_micro: int, score_micro: int) -> int:
 
 
 def _median(values: Sequence[int]) -> int:
-    return compute_weighted_median([(value, 1) for value in values])
+    """The middle value, or the middle of the middle two rounded down: as in the simulations, so that of two
+    contributions the worse one is below it."""
+    ordered = sorted(values)
+    return (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) // 2
 
 
 def settle(
@@ -94,7 +98,8 @@ def settle(
     cards = _by_seat(committee, [(card.validator, card) for card in scorecards])
     seats = sorted(by_seat)
     ids = {seat: by_seat[seat].cid() for seat in seats}
-    opinions = {seat: _opinions(committee, cards, ids[seat]) for seat in seats}
+    lines = {seat: _index(card) for seat, card in cards.items()}
+    opinions = {seat: _opinions(committee, lines, seat, ids[seat]) for seat in seats}
     before = {entry.peer: entry.ema_micro for entry in parent.trust}
     after = dict(before)
     valid = []
@@ -109,7 +114,11 @@ def settle(
     gated = _gate([(after.get(by_seat[seat].peer, 0), seat) for seat in valid])
     accepted = [seat for seat in valid if seat not in gated]
     weights = _weigh({seat: by_seat[seat].samples for seat in accepted})
-    rewards = _reward(committee, parent, weights, cards)
+    work = {
+        scorer: sum(seat != scorer and ids[seat] in scored for seat in seats)
+        for scorer, scored in lines.items()
+    }
+    rewards = _reward(committee, parent, weights, work)
     return Settlement(
         judgements=tuple(
             Judgement.ACCEPTED if seat in weights else Judgement.GATED if seat in gated else Judgement.INVALID
@@ -135,16 +144,20 @@ def _by_seat(committee: Committee, entries: Sequence[tuple[bytes, T]]) -> dict[i
     return found
 
 
+def _index(card: Scorecard) -> dict[CID, Score]:
+    """A card's first line about each contribution."""
+    return {score.contribution: score for score in reversed(card.scores)}
+
+
 def _opinions(
-    committee: Committee, cards: Mapping[int, Scorecard], contribution: CID
+    committee: Committee, lines: Mapping[int, Mapping[CID, Score]], author: int, contribution: CID
 ) -> list[tuple[Score, int]]:
-    """(score, stake) of every validator that scored it; a validator's first line about it counts."""
-    found = []
-    for seat, card in sorted(cards.items()):
-        score = next((s for s in card.scores if s.contribution == contribution), None)
-        if score is not None:
-            found.append((score, committee.seats[seat].weight_wei))
-    return found
+    """(score, stake) of every validator but the author that scored it."""
+    return [
+        (scored[contribution], committee.seats[scorer].weight_wei)
+        for scorer, scored in lines.items()
+        if scorer != author and contribution in scored
+    ]
 
 
 def _is_refused(opinions: Sequence[tuple[Score, int]]) -> bool:
@@ -154,12 +167,11 @@ def _is_refused(opinions: Sequence[tuple[Score, int]]) -> bool:
 
 
 def _gate(trust_and_seat: Sequence[tuple[int, int]]) -> frozenset[int]:
-    """Seats to drop: trust below min(median, 0), the least trusted first, at most half."""
+    """Seats to drop: trust below min(median, 0).  No more than half can be below a median."""
     if not trust_and_seat:
         return frozenset()
     bar = min(_median([trust for trust, _ in trust_and_seat]), 0)
-    below = sorted((trust, seat) for trust, seat in trust_and_seat if trust < bar)
-    return frozenset(seat for _, seat in below[: len(trust_and_seat) // 2])
+    return frozenset(seat for trust, seat in trust_and_seat if trust < bar)
 
 
 def _weigh(samples: Mapping[int, int]) -> dict[int, int]:
@@ -171,17 +183,17 @@ def _weigh(samples: Mapping[int, int]) -> dict[int, int]:
 
 
 def _reward(
-    committee: Committee, parent: RoundRecord, weights: Mapping[int, int], cards: Mapping[int, Scorecard]
+    committee: Committee, parent: RoundRecord, weights: Mapping[int, int], work: Mapping[int, int]
 ) -> tuple[Reward, ...]:
-    """Cumulative rewards by address."""
+    """Cumulative rewards by address; `work` is the number of others' contributions a validator scored."""
     earned = {reward.address: reward.cumulative_wei for reward in parent.rewards}
     trainers_wei = committee.round_budget_wei * TRAINER_BPS // BPS
     validators_wei = committee.round_budget_wei - trainers_wei
-    stakes = {seat: committee.seats[seat].weight_wei for seat in cards}
-    for pot_wei, shares in ((trainers_wei, weights), (validators_wei, stakes)):
+    efforts = {seat: committee.seats[seat].weight_wei * scored for seat, scored in work.items()}
+    for pot_wei, shares in ((trainers_wei, weights), (validators_wei, efforts)):
         total = sum(shares.values())
-        for seat, share in sorted(shares.items()):
-            due_wei = pot_wei * share // total
+        for seat, share in shares.items():
+            due_wei = pot_wei * share // total if total else 0
             if due_wei:
                 address = committee.seats[seat].address
                 earned[address] = earned.get(address, 0) + due_wei

@@ -3,7 +3,6 @@
 Law: pure; the facts to check against are passed in as a small frozen context.  IGNORE means nobody is to blame
 (late, duplicate, not yet known), REJECT means its author, and whoever forwarded it, broke a rule.  Cheap checks
 come first, signatures last: a BLS verification costs two milliseconds, and a flood must not buy them.
-(Written by the lead in parallel; keep the signatures.)
 """
 
 from __future__ import annotations
@@ -128,11 +127,18 @@ def validate_proposal(facts: RoundFacts, proposal: Proposal) -> Ruling:
         return _reject("a view that no run reaches")
     if proposal.valid_view >= proposal.view:
         return _reject("a quorum from the future")
+    if not _holds(facts, proposal.proposer, proposal.signing_root(), proposal.signature):
+        return _reject("bad signature")
+    # Dearer than a signature in a large committee, so only members can make us do it.
     turn = compute_proposer(facts.committee, facts.beacon, proposal.view)
     if turn != facts.committee.seat_of(proposal.proposer):
         return _reject("not its turn to propose")
-    if not _holds(facts, proposal.proposer, proposal.signing_root(), proposal.signature):
-        return _reject("bad signature")
+    try:
+        record = RoundRecord.decode(proposal.record)
+    except InvalidMessageError:
+        return _reject("not a record")
+    if (record.task, record.round, record.parent) != (proposal.task, facts.round, facts.parent):
+        return _reject("a record of another round")
     return ACCEPTED
 
 
