@@ -13,7 +13,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from hivemind.p2p import PeerID
@@ -30,8 +30,6 @@ from p2pflock.primitives.cid import CID
 
 TRAFFIC_SECONDS = 0.5
 MAX_LOGGED_FAULTS = 50
-
-Handler = Callable[[dict[str, Any]], Awaitable[Any]]
 
 
 class GossipProcess:
