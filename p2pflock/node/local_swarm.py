@@ -69,19 +69,34 @@ class LocalSwarm:
         peers: how many.
         chain: "anvil" or "none".
         network: parameters; the local preset.
+        stakes: wei of each peer, all the same by default; 0 makes an onlooker, who follows without a seat.
+        trusted_modules: code outside p2pflock's shipped tasks that the spec may name.
     """
 
     def __init__(
-        self, home: Path, spec: TaskSpec, peers: int, chain: str, network: NetworkParams, *, threads: int = 1
+        self,
+        home: Path,
+        spec: TaskSpec,
+        peers: int,
+        chain: str,
+        network: NetworkParams,
+        *,
+        threads: int = 1,
+        stakes: Sequence[int] | None = None,
+        trusted_modules: Sequence[str] = (),
     ) -> None:
         if peers < 1:
             raise UserError("a swarm has at least one peer", "pass --peers 4")
+        if stakes is not None and len(stakes) != peers:
+            raise UserError(f"{len(stakes)} stakes for {peers} peers", "give each peer one")
         self.home = home
         self.spec = spec
         self.count = peers
         self.chain_kind = chain
         self.network = network
         self.threads = threads
+        self.stakes = tuple(stakes) if stakes is not None else (STAKE_WEI,) * peers
+        self.trusted_modules = tuple(trusted_modules)
         self.peers: list[PeerProcess] = []
         self.rpc_url = ""
         self.address_book: Path | None = None
@@ -136,7 +151,9 @@ class LocalSwarm:
             chain_id=0,
             anchor=bytes(20),
             seats=tuple(
-                Seat(p.signer.peer_id, p.signer.address, p.signer.bls_public_key, STAKE_WEI) for p in self.peers
+                Seat(p.signer.peer_id, p.signer.address, p.signer.bls_public_key, stake)
+                for p, stake in zip(self.peers, self.stakes, strict=True)
+                if stake
             ),
         )
         (self.home / COMMITTEE_FILE).write_bytes(committee.to_block().encode())
@@ -151,13 +168,14 @@ class LocalSwarm:
         tell("funding, registering and staking the peers")
         reward = REWARD_A_ROUND_WEI * self.spec.task.rounds
         creator = self.peers[0].signer
-        for peer in self.peers:
-            flock = STAKE_WEI + (reward if peer.signer is creator else 0)
+        for peer, stake in zip(self.peers, self.stakes, strict=True):
+            flock = stake + (reward if peer.signer is creator else 0)
             deployment.fund(
                 self.rpc_url, book, anvil.DEV_KEY, [peer.signer.address], native_wei=GAS_WEI, flock_wei=flock
             )
             chain.register(peer.signer)
-            chain.stake(peer.signer, STAKE_WEI)
+            if stake:
+                chain.stake(peer.signer, stake)
         chain.create_task(creator, self.spec.task_id, self.spec.task.rounds, reward)
         chain.open_epoch(creator, self.spec.task_id, EPOCH)
 
@@ -176,6 +194,7 @@ class LocalSwarm:
             "--threads",
             str(self.threads),
             *(part for address in bootstrap for part in ("--bootstrap", address)),
+            *(part for module in self.trusted_modules for part in ("--trust-module", module)),
         ]
         if self.rpc_url:
             arguments += ["--rpc", self.rpc_url, "--address-book", str(self.address_book)]
@@ -195,11 +214,12 @@ class LocalSwarm:
     async def start(self, *, wait_seconds: float) -> None:
         """The first peer, then all others through its one address.  Raises StartupError with a peer's words."""
         self.start_peer(self.peers[0], ())
-        address = (await self._started(self.peers[0], wait_seconds))["swarm_addresses"]
+        address = (await self.wait_started(self.peers[0], wait_seconds))["swarm_addresses"]
         for peer in self.peers[1:]:
             self.start_peer(peer, address[:1])
 
-    async def _started(self, peer: PeerProcess, wait_seconds: float) -> dict[str, Any]:
+    async def wait_started(self, peer: PeerProcess, wait_seconds: float) -> dict[str, Any]:
+        """Its `started` event, once that is there.  Raises StartupError."""
         with trio.move_on_after(wait_seconds):
             while "started" not in peer.facts:
                 self.read_new_events(peer)

@@ -28,6 +28,7 @@ from p2pflock.protocol.timeouts import Timeouts
 WATCH_SECONDS = 0.5
 LAG_SECONDS = 2.0  # how long others may be ahead before we give up deciding by ourselves
 START_SECONDS = 120.0
+SAMPLE_LENGTH = 400  # of what the finished model makes, in the task's own units
 KEPT_ROUNDS = 2  # whose payloads the exchange still holds; older ones are served from the block store
 
 
@@ -89,6 +90,8 @@ class Peer:
             head = context.ledger.head
             manifest = build_manifest(head.record, context.facts.spec).cid()
             evaluation = await context.trainer.evaluate()
+            if text := await context.trainer.sample(SAMPLE_LENGTH):  # empty where the task has no sample
+                context.events.emit("sample", text=text)
             context.events.emit(
                 "finished",
                 round=head.record.round,
