@@ -52,6 +52,7 @@ SEEN_MESSAGES = 1 << 16
 REPEATS = 4096
 IDS_PER_CONTROL = 64  # of IHAVE and IWANT
 
+_REPLAY_SECONDS = 5.0  # longer than the message cache's window of three heartbeats
 _MALFORMED_WEIGHT = 5.0  # no honest implementation does it; five in a row earn a ban
 _REJECTED_WEIGHT = 1.0
 
@@ -85,6 +86,10 @@ class SendQueue(RpcQueue):
         self._bytes = 0
         self._limits = limits
         self._counters = counters
+        self._sent: Recent[bytes, bool] = Recent(_REPLAY_SECONDS, limits.send_queue_messages)
+
+    def has_sent(self, message: Any) -> bool:
+        return self._sent.get(message.from_id + message.seqno) is not None
 
     def __len__(self) -> int:
         return len(self._payloads) + len(self._control)
@@ -94,6 +99,8 @@ class SendQueue(RpcQueue):
             return False
         (self._control if priority else self._payloads).append((rpc.ByteSize(), rpc))
         self._bytes += rpc.ByteSize()
+        for message in rpc.publish:
+            self._sent.put(message.from_id + message.seqno, True)
         while len(self) > self._limits.send_queue_messages or self._bytes > self._limits.send_queue_bytes:
             size, _ = (self._payloads or self._control).popleft()
             self._bytes -= size
@@ -155,10 +162,13 @@ class Router(GossipSub):
 
     async def send_recent_messages(self, peer_id: ID, topic: str) -> None:
         """Defect: the original writes to the stream beside the queue's writer; payloads above one frame of
-        64 KiB then interleave and the peer sees garbage."""
+        64 KiB then interleave and the peer sees garbage.  What is on its way already is not sent again."""
+        queue = self.pubsub.peer_queues.get(peer_id) if self.pubsub is not None else None
+        if not isinstance(queue, SendQueue):
+            return
         for message_id in self.mcache.window(topic):
             message = self.mcache.get(message_id)
-            if message is not None and message.from_id != peer_id.to_bytes():
+            if message is not None and message.from_id != peer_id.to_bytes() and not queue.has_sent(message):
                 self.send_rpc(peer_id, rpc_pb2.RPC(publish=[message]))
 
     async def on_peer_subscribed(self, peer_id: ID, topic: str) -> None:
