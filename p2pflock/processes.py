@@ -99,7 +99,7 @@ class Child:
         """
         # Not trio's own open_process: it forks from a worker thread, and the kernel counts the end of that
         # thread, ten idle seconds later, as the death of the parent.
-        process = subprocess.Popen(  # noqa: ASYNC220, S603
+        process = subprocess.Popen(  # noqa: ASYNC220
             [sys.executable, "-m", module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -180,7 +180,8 @@ class Child:
                 await self._wait_exit()
 
     async def _wait_exit(self) -> None:
-        await trio.to_thread.run_sync(self._process.wait, abandon_on_cancel=True)
+        # The stubs of trio-typing, which py-libp2p brings along, are of an older trio.
+        await trio.to_thread.run_sync(self._process.wait, abandon_on_cancel=True)  # type: ignore[call-arg]
 
     async def _cancel(self, call: int) -> None:
         with contextlib.suppress(UnavailableError):

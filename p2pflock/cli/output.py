@@ -21,6 +21,7 @@ from p2pflock.errors import FlockError
 if TYPE_CHECKING:
     from rich.console import Console
 
+PLAIN_WIDTH = 132  # columns of a table in a file or pipe
 SAFE_INTEGER = 1 << 53  # beyond it, readers that parse numbers as doubles lose digits
 STYLES = {"PASS": "green", "PASSED": "green", "FAIL": "bold red", "PROBLEM": "bold red", "WARNING": "yellow",
           "NOT CHECKED": "dim"}  # fmt: skip
@@ -103,7 +104,9 @@ class Output:
         if self._console is None:
             from rich.console import Console
 
-            self._console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+            is_terminal = sys.stdout.isatty()
+            width = None if is_terminal else PLAIN_WIDTH
+            self._console = Console(highlight=False, soft_wrap=not is_terminal, width=width)
         return self._console
 
     def document(self, value: Mapping[str, object]) -> None:

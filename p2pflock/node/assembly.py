@@ -184,7 +184,8 @@ async def run_peer(
                 async with trio.open_nursery() as starting:
                     starting.start_soon(start_swarm)
                     starting.start_soon(start_trainer)
-                assert swarm is not None and trainer is not None
+                assert swarm is not None
+                assert trainer is not None
                 context = PeerContext(
                     signer=signer,
                     committee=committee,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
-from typing import Union
 
 import trio
 
@@ -20,7 +19,7 @@ from p2pflock.ports import Verdict
 from p2pflock.protocol import validation
 from p2pflock.protocol.messages import ContributionHeader, Proposal, Scorecard, Vote
 
-Kind = Union[type[ContributionHeader], type[Scorecard], type[Proposal], type[Vote]]
+Kind = type[ContributionHeader] | type[Scorecard] | type[Proposal] | type[Vote]
 
 TOPICS: Mapping[str, Kind] = {
     "header": ContributionHeader,

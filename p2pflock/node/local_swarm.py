@@ -201,7 +201,7 @@ class LocalSwarm:
         else:
             arguments += ["--committee", str(self.home / COMMITTEE_FILE)]
         with (peer.home / "logs" / "peer.log").open("ab") as log:
-            peer.process = subprocess.Popen(  # noqa: S603
+            peer.process = subprocess.Popen(
                 [sys.executable, "-m", "p2pflock", *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -123,7 +123,7 @@ class Peer:
     async def _wait_for_company(self) -> None:
         """A quorum must be heard before the first local step, else its grace windows mean nothing."""
         with trio.move_on_after(START_SECONDS):
-            while not self._context.committee.has_quorum(self.presence.live_seats()):
+            while not self._context.committee.has_quorum(self.presence.live_seats()):  # noqa: ASYNC110
                 await trio.sleep(WATCH_SECONDS)
 
     async def _route_arrivals(self) -> None:

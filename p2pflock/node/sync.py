@@ -18,8 +18,8 @@ from p2pflock.node.ledger import Ledger, compute_head
 from p2pflock.ports import BlobStore, FoldInput, Requests, Trainer
 from p2pflock.primitives import unixfs, wire
 from p2pflock.primitives.cid import CID, RAW
-from p2pflock.protocol.committee import Committee
 from p2pflock.protocol.attestation import verify_attestation
+from p2pflock.protocol.committee import Committee
 from p2pflock.protocol.messages import (
     MAX_PAYLOAD_BYTES,
     Attestation,
@@ -199,12 +199,12 @@ class RoundSync:
     async def _fetch_linked(
         self, record: RoundRecord, sources: Sequence[bytes]
     ) -> list[ContributionHeader | Scorecard]:
-        linked: list[ContributionHeader | Scorecard] = []
-        for contribution in record.contributions:
-            linked.append(ContributionHeader.decode(await self._blocks.get(contribution.header, sources)))
-        for card in record.scorecards:
-            linked.append(Scorecard.decode(await self._blocks.get(card, sources)))
-        return linked
+        headers = [
+            ContributionHeader.decode(await self._blocks.get(contribution.header, sources))
+            for contribution in record.contributions
+        ]
+        cards = [Scorecard.decode(await self._blocks.get(card, sources)) for card in record.scorecards]
+        return [*headers, *cards]
 
     async def _fold(
         self, record: RoundRecord, linked: Sequence[ContributionHeader | Scorecard], sources: Sequence[bytes]

@@ -76,8 +76,7 @@ def open_car(path: Path) -> tuple[CID, Source]:
     try:
         with path.open("rb") as file:
             roots, stream = car.read(file, max_block_bytes=MAX_CAR_BLOCK_BYTES)
-            for cid, data in stream:
-                blocks[cid] = data
+            blocks.update(stream)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}", "give a CAR file or a checkpoint id") from error
     except InvalidMessageError as error:

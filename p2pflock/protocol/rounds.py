@@ -19,7 +19,6 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Union
 
 from p2pflock.primitives.cid import CID
 from p2pflock.protocol import consensus as voting
@@ -79,9 +78,9 @@ class HeaderEquivocation:
     second: ContributionHeader
 
 
-Effect = Union[
-    Train, StopTraining, Fetch, ScoreContributions, BuildCandidate, HeaderEquivocation, voting.Effect
-]
+Effect = (
+    Train | StopTraining | Fetch | ScoreContributions | BuildCandidate | HeaderEquivocation | voting.Effect
+)
 
 
 class Round:
@@ -161,7 +160,7 @@ class Round:
         before = self._begin_deciding(now)
         return before + self._vote(self._machine.on_proposal(proposal, now))
 
-    def on_checked(self, digest: bytes, is_valid: bool, now: float) -> tuple[Effect, ...]:
+    def on_checked(self, digest: bytes, is_valid: bool, now: float) -> tuple[Effect, ...]:  # noqa: FBT001
         return self._vote(self._machine.on_checked(digest, is_valid, now))
 
     def on_vote(self, vote: Vote, now: float) -> tuple[Effect, ...]:
