@@ -131,12 +131,10 @@ def test_both_vote_timers_may_end_in_one_tick(four) -> None:
     bench = Bench(four)
     bench.machine.start(0.0)
     bench.vote(bench.machine.on_tick(100.0))  # nil prevote
+    bench.votes(PRECOMMIT, now=100.0, **NO)  # timer
     bench.votes(PREVOTE, seats=bench.others[:1], now=100.0, **NO)
     bench.votes(PREVOTE, seats=bench.others[1:2], now=100.0)  # a quorum that disagrees: timer
-    bench.votes(PRECOMMIT, now=100.0, **NO)
     bench.machine.on_tick(200.0)
-    if bench.machine.view == 0:
-        bench.machine.on_tick(300.0)
     assert bench.machine.view == 1
     bench.vote(bench.machine.on_tick(1000.0))
     bench.votes(PREVOTE, view=1, seats=bench.others[:1], now=1000.0, **NO)
@@ -289,6 +287,23 @@ def test_a_second_vote_counts_once_honest_members_back_it(four) -> None:
     assert bench.machine.decision is None
     bench.votes(PRECOMMIT, seats=[liar])  # sent again by one that has decided
     assert bench.machine.decision is not None
+
+
+def test_resend_lets_others_follow(four) -> None:
+    """What a liar sent to us alone, and why we are where we are."""
+    bench = Bench(four)
+    bench.machine.start(0.0)
+    seen = [four.vote(seat, 0, 0, **NO) for seat in bench.others[:2]]
+    for vote in seen:
+        bench.machine.on_vote(vote, 0.0)
+    assert set(bench.machine.resend()) == set(seen)
+
+    bench = Bench(four, me=Bench(four).order[2])
+    saved = lock(bench)
+    sent = set(bench.machine.resend())
+    assert set(saved) <= sent  # proposal, prevote quorum, own votes
+    nil = {four.vote(seat, 0, 1, **NO) for seat in bench.others[:2]}
+    assert nil <= sent  # the precommits that ended view 0
 
 
 def test_an_onlooker_decides_and_never_votes(four) -> None:

@@ -90,7 +90,7 @@ def test_invalid_needs_more_than_half_of_the_scoring_stake(equal) -> None:
 
 def test_nobody_judges_itself(equal) -> None:
     headers = [equal.header(seat) for seat in range(3)]
-    own = equal.card(0, dict(zip(headers, [1_000_000, 1000, 1000], strict=True)))
+    own = equal.card(0, dict(zip(headers, [-1_000_000, 1000, 1000], strict=True)))
     other = equal.card(1, dict(zip(headers, [-1000, 1000, 1000], strict=True)))
     result = settle(equal.committee, equal.genesis, headers, [own, other])
     assert ema(result, equal, 0) == -300
