@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import trio
 
-from p2pflock.errors import FlockError, LocalProtocolError, RemoteProtocolError
+from p2pflock.errors import FlockError, LocalProtocolError, RemoteProtocolError, UnavailableError
 from p2pflock.node.context import PeerContext
 from p2pflock.node.ledger import Decision
 from p2pflock.node.recordwork import RecordWork
@@ -47,6 +47,7 @@ Message = ContributionHeader | Scorecard | Proposal | Vote
 TICK_SECONDS = 0.25
 RESEND_SECONDS = 2.0
 SWAP_SECONDS = 15.0
+AVERAGE_SECONDS = 20.0
 FETCH_PAUSE_SECONDS = 0.4
 INBOX = 4096
 
@@ -88,11 +89,14 @@ class RoundDriver:
         self._machine = voting.Consensus.restore(
             context.committee, self.round, self._seat, self._beacon, timeouts, self._saved_messages()
         )
-        self._round = rounds.Round(context.committee, self._seat, self._machine, pacing)
+        self._round = rounds.Round(
+            context.committee, self._seat, self._machine, pacing, is_dense=context.facts.is_dense
+        )
         self._send, self._receive = trio.open_memory_channel[Callable[[float], Iterable[rounds.Effect]]](INBOX)
         self._training = trio.CancelScope()
         self._own_header: ContributionHeader | None = None
         self._own_card: Scorecard | None = None
+        self._own_vector = b""
         self._decided: voting.Decided | None = None
         self._started = context.now
         self._nursery: trio.Nursery | None = None
@@ -167,7 +171,7 @@ class RoundDriver:
         header = next((ContributionHeader.decode(e.body) for e in self._saved if e.kind == "header"), None)
         now = self._context.now
         await self._carry_out(self._round.start(now, is_training=header is None))
-        if header is not None:
+        if header is not None and not self._context.facts.is_dense:
             # A second header for this slot would be an equivocation: send the saved one again.
             payload = b"".join(
                 unixfs.assemble(header.payload, self._context.store.get, max_bytes=header.payload_bytes)
@@ -182,11 +186,14 @@ class RoundDriver:
                     self._nursery.start_soon(self._train)
                 case rounds.StopTraining():
                     self._training.cancel()
+                case rounds.Fetch(_, header) if self._context.facts.is_dense:
+                    self.arrived(header.payload)  # a dense vector is averaged, never sent around
                 case rounds.Fetch(_, header):
                     await self._context.swarm.expect(self._key, header.payload, header.payload_bytes)
                 case rounds.ScoreContributions(headers):
                     self._context.events.emit("collected", round=self.round, contributions=len(headers))
-                    self._nursery.start_soon(self._score, headers)
+                    work = self._average if self._context.facts.is_dense else self._score
+                    self._nursery.start_soon(work, headers)
                 case rounds.BuildCandidate():
                     self._nursery.start_soon(self._build, effect)
                 case rounds.HeaderEquivocation(first, second):
@@ -216,7 +223,8 @@ class RoundDriver:
                 self.round, compute_shard(self._beacon, self._seat, seats, seats), seats, self._beacon
             )
             header = self._build_header(result, compute_shard(self._beacon, self._seat, seats, seats))
-            context.store_file(result.payload)
+            if not context.facts.is_dense:
+                context.store_file(result.payload)
             context.journal.append("header", header.encode(), round_=self.round)
             context.events.emit(
                 "contributed",
@@ -247,7 +255,10 @@ class RoundDriver:
         return replace(bare, signature=self._context.signer.sign_bls(bare.signing_root()))
 
     async def _contribute(self, header: ContributionHeader, payload: bytes) -> None:
-        await self._context.swarm.offer(self._key, header.payload, payload)
+        if self._context.facts.is_dense:
+            self._own_vector = payload
+        else:
+            await self._context.swarm.offer(self._key, header.payload, payload)
         self._keep(header)
         self._own_header = header
         self._feed(lambda now: self._round.on_contribution(header, now))
@@ -289,6 +300,33 @@ class RoundDriver:
         context.events.emit("scored", round=self.round, contributions=len(held))
         await self._publish(card)
 
+    async def _average(self, headers: tuple[ContributionHeader, ...]) -> None:
+        """Dense mode: the mean of everybody's pseudo-gradient, all or nothing; tried again with whoever lives.
+
+        Members may see different groups for a while; who is dead stops being live for all of them in seconds.
+        """
+        context = self._context
+        while self._own_vector:
+            live = self._live()
+            group = [h for h in self._round.collection.headers.values() if context.committee.seat_of(h.peer) in live]
+            try:
+                mean = await context.swarm.average(
+                    self._key,
+                    self._own_vector,
+                    [header.peer for header in group],
+                    deadline_seconds=AVERAGE_SECONDS,
+                )
+                await self._work.take_mean(group, mean)
+            except FlockError as error:
+                context.events.emit("dropped", what="dense average", reason=str(error))
+                await trio.sleep(FETCH_PAUSE_SECONDS)
+                continue
+            seats = {seat for h in group if (seat := context.committee.seat_of(h.peer)) is not None}
+            break
+        else:
+            return
+        self._feed(lambda now: self._round.on_averaged(seats, now))
+
     # --- deciding ---
     async def _build(self, effect: rounds.BuildCandidate) -> None:
         try:
@@ -299,7 +337,13 @@ class RoundDriver:
         self._feed(lambda now: self._round.on_candidate(record.encode(), now))
 
     async def _check(self, proposal: Proposal, digest: bytes) -> None:
-        reason = await self._work.check(self._parent, proposal, self._round.collection)
+        while True:  # an unanswered check times out in consensus; a wrong "no" would be a verdict
+            try:
+                reason = await self._work.check(self._parent, proposal, self._round.collection)
+                break
+            except UnavailableError as error:
+                self._context.events.emit("dropped", what="part of a proposal", reason=str(error))
+                await trio.sleep(FETCH_PAUSE_SECONDS)
         if reason:
             self._context.events.emit("dropped", what="proposal", reason=reason)
         self._feed(lambda now: self._round.on_checked(digest, not reason, now))
@@ -394,6 +438,8 @@ class RoundDriver:
     async def _swap_loop(self) -> None:
         """Epidemic first, log2(n) beacon-drawn hops; then whatever is still missing from its author."""
         context = self._context
+        if context.facts.is_dense:
+            return
         hop = 0
         while True:
             members = self._live() | {self._seat}

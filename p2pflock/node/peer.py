@@ -116,7 +116,13 @@ class Peer:
                     "use another --home for this task, or remove the old one",
                 )
         self._sync = RoundSync(
-            context.host, self._blocks, context.store, context.ledger, context.trainer, context.committee
+            context.host,
+            self._blocks,
+            context.store,
+            context.ledger,
+            context.trainer,
+            context.committee,
+            is_dense=context.facts.is_dense,
         )
         await self._sync.restore()
 

@@ -14,10 +14,10 @@ from collections.abc import Mapping, Sequence
 
 import trio
 
-from p2pflock.errors import FlockError, InvalidMessageError, UnavailableError
+from p2pflock.errors import InvalidMessageError, UnavailableError
 from p2pflock.node.context import PeerContext
 from p2pflock.node.ledger import Decision
-from p2pflock.node.sync import BlockExchange
+from p2pflock.node.sync import BlockExchange, adopt_weights
 from p2pflock.ports import FoldInput, FoldResult
 from p2pflock.primitives.cid import CID
 from p2pflock.protocol import settlement, validation
@@ -46,6 +46,13 @@ class RecordWork:
         self._cards: dict[CID, Scorecard] = {}
         self._folds: dict[tuple[tuple[CID, int], ...], FoldResult] = {}
         self._folding = trio.Lock()
+        self._mean: tuple[frozenset[CID], FoldResult] | None = None
+
+    async def take_mean(self, headers: Sequence[ContributionHeader], mean: bytes) -> None:
+        """Dense mode: the mean over exactly these contributions.  Raises InvalidMessageError."""
+        async with self._folding:
+            result = await self._context.trainer.set_dense(mean)
+            self._mean = frozenset(header.cid() for header in headers), result
 
     async def build(
         self,
@@ -58,11 +65,14 @@ class RecordWork:
         return await self._rebuild(parent, headers, cards, absent, parent.attestation)
 
     async def check(self, parent: Decision, proposal: Proposal, collection: Collection) -> str:
-        """Why the proposal is wrong, or an empty string when it is right."""
+        """Why the proposal is wrong, or an empty string when it is right.
+
+        Raises UnavailableError while something it names is not here: that is no verdict.
+        """
         try:
             record = RoundRecord.decode(proposal.record)
             await self._check_record(parent, record, proposal.proposer, collection)
-        except FlockError as error:
+        except InvalidMessageError as error:
             return str(error)
         return ""
 
@@ -77,6 +87,22 @@ class RecordWork:
         record = RoundRecord.decode(encoded)
         authors = [seat.peer for seat in context.committee.seats if seat.peer != context.signer.peer_id]
         headers, cards = await self._gather(record, collection, authors)
+        if context.facts.is_dense:
+            await self._adopt_mean(record, authors)
+        else:
+            await self._adopt_fold(record, headers)
+        if self._is_snapshot(record.round):
+            context.store_file(await context.trainer.export())
+        blocks = [message.encode() for message in (*headers, *cards)]
+        decision = context.ledger.append(record, attestation, [context.committee.to_block().encode(), *blocks])
+        self._mean = None
+        self._headers.clear()
+        self._cards.clear()
+        self._folds.clear()
+        return decision
+
+    async def _adopt_fold(self, record: RoundRecord, headers: Sequence[ContributionHeader]) -> None:
+        context = self._context
         payloads = await self._payloads(headers)
         fold = await self._fold(record, headers, payloads)
         if fold.model_hash != record.model_hash:
@@ -84,18 +110,17 @@ class RecordWork:
         await context.trainer.adopt(record.model_hash)
         for header in headers:
             context.store_file(payloads[header.payload])
-        if self._is_snapshot(record.round):
-            context.store_file(await context.trainer.export())
-        blocks = [message.encode() for message in (*headers, *cards)]
-        decision = context.ledger.append(record, attestation, [context.committee.to_block().encode(), *blocks])
-        self._headers.clear()
-        self._cards.clear()
-        self._folds.clear()
-        return decision
+
+    async def _adopt_mean(self, record: RoundRecord, authors: Sequence[bytes]) -> None:
+        """Our own mean, or, if we had no part in it, the attested weights themselves."""
+        if self._mean is not None and self._mean[1].model_hash == record.model_hash:
+            await self._context.trainer.adopt(record.model_hash)
+        else:
+            await adopt_weights(self._context.trainer, self._blocks, record, authors)
 
     def _is_snapshot(self, round_: int) -> bool:
         facts = self._context.facts
-        return round_ % facts.snapshot_every_rounds == 0 or round_ == facts.rounds
+        return facts.is_dense or round_ % facts.snapshot_every_rounds == 0 or round_ == facts.rounds
 
     # --- checking ---
     async def _check_record(
@@ -112,7 +137,8 @@ class RecordWork:
         if not committee.has_quorum(included):
             raise InvalidMessageError("record holds contributions of less than a quorum")
         headers, cards = await self._gather(record, collection, [proposer])
-        if not committee.has_quorum({committee.seat_of(card.validator) or 0 for card in cards}):
+        scorers = {committee.seat_of(card.validator) or 0 for card in cards}
+        if not self._context.facts.is_dense and not committee.has_quorum(scorers):
             raise InvalidMessageError("record holds scorecards of less than a quorum")
         rebuilt = await self._rebuild(parent, headers, cards, record.absent, record.parent_attestation)
         if rebuilt != record:
@@ -186,11 +212,14 @@ class RecordWork:
     ) -> RoundRecord:
         context = self._context
         headers = sorted(headers, key=lambda header: context.committee.seat_of(header.peer) or 0)
-        payloads = await self._payloads(headers)
+        payloads = {} if context.facts.is_dense else await self._payloads(headers)
         settled = settlement.settle(
             context.committee, parent.record, headers, cards
         )
-        fold = await self._fold_settled(parent.record.round + 1, headers, settled.weights, payloads)
+        if context.facts.is_dense:
+            fold = self._get_mean(headers)
+        else:
+            fold = await self._fold_settled(parent.record.round + 1, headers, settled.weights, payloads)
         return settlement.compute_record(
             parent=parent.record,
             parent_attestation=parent_attestation,
@@ -202,6 +231,11 @@ class RecordWork:
             model_hash=fold.model_hash,
             weights=fold.weights,
         )
+
+    def _get_mean(self, headers: Sequence[ContributionHeader]) -> FoldResult:
+        if self._mean is None or self._mean[0] != frozenset(header.cid() for header in headers):
+            raise UnavailableError("we averaged with another group")
+        return self._mean[1]
 
     async def _fold(
         self, record: RoundRecord, headers: Sequence[ContributionHeader], payloads: Mapping[CID, bytes]

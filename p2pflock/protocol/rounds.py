@@ -11,6 +11,7 @@ settlement.py, which record wins in consensus.py.  This file only decides what t
 
 A member that is still training when the others have collected stops and takes part in the vote without a
 contribution of its own: holding up three peers for one slow one is what adaptive deadlines are against.
+With `is_dense` nothing is scored: SCORING is the time in which the group averages, and ends with on_averaged.
 A proposal that arrives early moves us to DECIDING at once, because its sender found a quorum.
 """
 
@@ -91,10 +92,17 @@ class Round:
         seat: our own.
         machine: consensus on this round, already restored from saved votes where there are any.
         pacing: grace windows.
+        is_dense: the group averages instead of exchanging and scoring payloads.
     """
 
     def __init__(
-        self, committee: Committee, seat: int, machine: voting.Consensus, pacing: Pacing
+        self,
+        committee: Committee,
+        seat: int,
+        machine: voting.Consensus,
+        pacing: Pacing,
+        *,
+        is_dense: bool = False,
     ) -> None:
         self._committee = committee
         self._seat = seat
@@ -108,6 +116,8 @@ class Round:
         self._payloads: Waiting | None = None
         self._cards: Waiting | None = None
         self._is_training = False
+        self._is_dense = is_dense
+        self._is_averaged = False
         self._built: tuple[frozenset[int], frozenset[int]] | None = None
         self._machine_started = False
 
@@ -147,6 +157,12 @@ class Round:
     def on_undecodable(self, seats: Iterable[int], now: float) -> tuple[Effect, ...]:
         """Payloads that our own scoring found to be no payloads."""
         self._invalid |= frozenset(seats)
+        return self._advance(now)
+
+    def on_averaged(self, seats: Iterable[int], now: float) -> tuple[Effect, ...]:
+        """Dense mode: the mean over exactly these seats is here."""
+        self._collected = frozenset(seats)
+        self._is_averaged = True
         return self._advance(now)
 
     def on_scorecard(self, card: Scorecard, now: float) -> tuple[Effect, ...]:
@@ -189,14 +205,17 @@ class Round:
                 effects += self._stop_training()
                 headers = self.collection.headers
                 effects += (ScoreContributions(tuple(headers[seat] for seat in sorted(ready))),)
-        if self.phase is Phase.SCORING and self._cards is not None:
-            scored = frozenset(self.collection.scorecards)
-            waited = (self._expected & self._collected) | {self._seat}
-            if self._seat in scored and self._cards.is_over(scored, waited, now):
-                effects += self._begin_deciding(now)
+        if self.phase is Phase.SCORING and (self._is_averaged or self._is_scored(now)):
+            effects += self._begin_deciding(now)
         if self.phase is Phase.DECIDING:
             effects += self._propose_if_due()
         return effects
+
+    def _is_scored(self, now: float) -> bool:
+        assert self._cards is not None
+        scored = frozenset(self.collection.scorecards)
+        waited = (self._expected & self._collected) | {self._seat}
+        return self._seat in scored and self._cards.is_over(scored, waited, now)
 
     def _is_out(self, seat: int) -> bool:
         return seat not in self.collection.headers and any(
@@ -226,7 +245,7 @@ class Round:
             (included, frozenset(cards)) == self._built
             or self._machine.get_proposer(view) != self._seat
             or not self._committee.has_quorum(included)
-            or not self._committee.has_quorum(cards)
+            or not (self._is_averaged if self._is_dense else self._committee.has_quorum(cards))
         ):
             return ()
         self._built = (included, frozenset(cards))
