@@ -194,19 +194,21 @@ async def _recompute(
     from p2pflock.learning.client import TrainerProcess
 
     assert report.manifest is not None
-    try:
-        spec = TaskSpec.decode(_checked(get, report.manifest.spec))
-        async with trio.open_nursery() as nursery:
-            trainer = await TrainerProcess.start(nursery, spec, trusted_modules=trusted_modules)
-            try:
-                await refold(report, get, trainer, progress)
-            finally:
-                await trainer.aclose()
-            nursery.cancel_scope.cancel()
-    except UnavailableError as error:
-        report.conclude("recomputed", Verdict.NOT_CHECKED, error.message)
-    except InvalidMessageError as error:
-        report.fail("recomputed", error.message)
+    spec = TaskSpec.decode(_checked(get, report.manifest.spec))
+    if spec.averaging == "dense":
+        report.conclude("recomputed", Verdict.NOT_CHECKED, "a dense average cannot be computed again")
+        return
+    async with trio.open_nursery() as nursery:
+        trainer = await TrainerProcess.start(nursery, spec, trusted_modules=trusted_modules)
+        try:
+            await refold(report, get, trainer, progress)
+        except UnavailableError as error:
+            report.conclude("recomputed", Verdict.NOT_CHECKED, error.message)
+        except InvalidMessageError as error:
+            report.fail("recomputed", error.message)
+        finally:
+            await trainer.aclose()
+        nursery.cancel_scope.cancel()
 
 
 async def refold(
