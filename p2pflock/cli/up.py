@@ -84,6 +84,7 @@ class SwarmView:
     """Collects the events of all peers into the report, and shows progress meanwhile."""
 
     def __init__(self, output: Output, swarm: Any, *, started: float) -> None:
+        self._output = output
         self._swarm = swarm
         self._line = ProgressLine(output.form, swarm.spec.task.rounds, started=started)
         self._rounds: dict[int, dict[str, Any]] = {}
@@ -124,6 +125,8 @@ class SwarmView:
 
     def take(self, peer: str, entry: dict[str, Any], now: float) -> None:
         match entry["event"]:
+            case "started":
+                self._line = ProgressLine(self._output.form, self._swarm.spec.task.rounds, started=now)
             case "contributed":
                 row = self._round(entry["round"])
                 row["payload_bytes"][peer] = entry["payload_bytes"]

@@ -92,7 +92,7 @@ class RoundDriver:
         self._round = rounds.Round(
             context.committee, self._seat, self._machine, pacing, is_dense=context.facts.is_dense
         )
-        self._send, self._receive = trio.open_memory_channel[Callable[[float], Iterable[rounds.Effect]]](INBOX)
+        self._send, self._receive = trio.open_memory_channel[Callable[[float], Iterable[rounds.Effect]]](math.inf)
         self._training = trio.CancelScope()
         self._own_header: ContributionHeader | None = None
         self._own_card: Scorecard | None = None
@@ -110,13 +110,13 @@ class RoundDriver:
             self._keep(message)
         match message:
             case ContributionHeader():
-                self._feed(lambda now: machine.on_header(message, now))
+                self._feed_foreign(lambda now: machine.on_header(message, now))
             case Scorecard():
-                self._feed(lambda now: machine.on_scorecard(message, now))
+                self._feed_foreign(lambda now: machine.on_scorecard(message, now))
             case Proposal():
-                self._feed(lambda now: machine.on_proposal(message, now))
+                self._feed_foreign(lambda now: machine.on_proposal(message, now))
             case Vote():
-                self._feed(lambda now: machine.on_vote(message, now))
+                self._feed_foreign(lambda now: machine.on_vote(message, now))
 
     def _keep(self, message: ContributionHeader | Scorecard) -> None:
         """A record links to it, so whoever checks the record must be able to fetch it from us."""
@@ -138,10 +138,14 @@ class RoundDriver:
         return self._round.collection.headers.get(seat)
 
     def _feed(self, step: Callable[[float], Iterable[rounds.Effect]]) -> None:
-        try:
-            self._send.send_nowait(step)
-        except trio.WouldBlock:
+        """For what we did ourselves: must not get lost, and comes no faster than we act."""
+        self._send.send_nowait(step)
+
+    def _feed_foreign(self, step: Callable[[float], Iterable[rounds.Effect]]) -> None:
+        if self._send.statistics().current_buffer_used >= INBOX:
             self._context.events.emit("dropped", what="round input", reason="inbox full")
+        else:
+            self._feed(step)
 
     # --- the loop ---
     async def run(self) -> Decision:
@@ -333,6 +337,7 @@ class RoundDriver:
             record = await self._work.build(self._parent, effect.headers, effect.scorecards, effect.absent)
         except RemoteProtocolError as error:
             self._context.events.emit("dropped", what="own candidate", reason=str(error))
+            self._round.on_candidate_failed()
             return
         self._feed(lambda now: self._round.on_candidate(record.encode(), now))
 

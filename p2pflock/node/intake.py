@@ -7,6 +7,7 @@ not known yet; everything older is ignored.  Whatever is refused is counted by i
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
 
@@ -35,6 +36,8 @@ RULES: Mapping[Kind, Callable[..., validation.Ruling]] = {
 }
 EARLY_AN_AUTHOR = 64
 EARLY_AUTHORS = 512
+SEEN = 8192
+VOTES_A_SLOT = 3
 _VERDICTS = {
     validation.Decision.ACCEPT: Verdict.ACCEPT,
     validation.Decision.IGNORE: Verdict.IGNORE,
@@ -50,6 +53,8 @@ class Intake:
         self._driver: RoundDriver | None = None
         self._facts: validation.RoundFacts | None = None
         self._early: OrderedDict[bytes, OrderedDict[bytes, Kind]] = OrderedDict()
+        self._seen: OrderedDict[bytes, None] = OrderedDict()  # accepted in this round, by sha256
+        self._votes: Counter[tuple[bytes, int, int]] = Counter()
         self.refused: Counter[str] = Counter()
 
     def _topic(self, name: str) -> str:
@@ -77,6 +82,8 @@ class Intake:
             self._context.committee, head.record, head.head, driver.beacon
         )
         self._driver = driver
+        self._seen.clear()
+        self._votes.clear()
         early, self._early = self._early, OrderedDict()
         for author, held in early.items():
             for data, kind in held.items():
@@ -94,6 +101,9 @@ class Intake:
             message = kind.decode(data)
         except InvalidMessageError as error:
             return self._refuse(Verdict.REJECT, f"{kind.KIND}: {error.message}")
+        digest = hashlib.sha256(data).digest()
+        if digest in self._seen:  # sent again, perhaps by somebody else: no second signature check
+            return Verdict.IGNORE
         facts = self._facts
         if facts is None or message.round > facts.round:
             expected = self._context.ledger.head.record.round + (1 if facts is None else 2)
@@ -103,9 +113,21 @@ class Intake:
         ruling = RULES[kind](facts, message)
         if not ruling.is_accepted:
             return self._refuse(_VERDICTS[ruling.decision], f"{kind.KIND}: {ruling.reason}")
+        if isinstance(message, Vote) and not self._count(message):
+            self.refused["vote: too many different ones for one slot"] += 1
+            return Verdict.IGNORE  # whoever forwarded it may have seen no more than three
+        self._seen[digest] = None
+        if len(self._seen) > SEEN:
+            self._seen.popitem(last=False)
         if self._driver is not None:
             self._driver.deliver(message)
         return Verdict.ACCEPT
+
+    def _count(self, vote: Vote) -> bool:
+        """Attack: a member signs a thousand different votes for one slot.  Three are as many as consensus uses."""
+        slot = (vote.validator, vote.view, vote.step)
+        self._votes[slot] += 1
+        return self._votes[slot] <= VOTES_A_SLOT
 
     def _refuse(self, verdict: Verdict, reason: str) -> Verdict:
         if verdict is Verdict.REJECT:

@@ -172,6 +172,10 @@ class Round:
     def on_candidate(self, record: bytes, now: float) -> tuple[Effect, ...]:
         return self._vote(self._machine.offer(record, now))
 
+    def on_candidate_failed(self) -> None:
+        """Something it needs is gone: ask again when it is our turn again."""
+        self._built = None
+
     def on_proposal(self, proposal: Proposal, now: float) -> tuple[Effect, ...]:
         before = self._begin_deciding(now)
         return before + self._vote(self._machine.on_proposal(proposal, now))
