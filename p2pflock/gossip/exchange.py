@@ -7,12 +7,13 @@ write, so two full buffers can not wait for each other.  A partner that is slow,
 bounded time and ends in UnavailableError; whole payloads that arrived before are kept.
 
 Frames: kind (1 byte), body length (4 bytes, big endian), body.  Initiator first:
-    HELLO    canonical msgpack [version, round key, [content id that the sender lacks, ...]]
+    HELLO    canonical msgpack [version, round key, serial, [content id that the sender lacks, ...]]
     PAYLOAD  content id (36 bytes), size (8 bytes), followed by CHUNKs of at most 256 KiB that add up to it
     DONE     nothing more will be sent.  The responder sends it after the initiator's, so that the initiator
              knows on receipt that all it sent has arrived, and closes.
     YIELD    answer to HELLO: my own session to you is under way (both called at once); the lower peer id wins
-A partner has one session per round with us; a new one means that it gave the old one up, so the old one ends.
+A partner has one session per round with us.  A later one means that it gave the earlier one up, which then
+ends; the serial tells which is later, since streams may overtake one another.
 
 This file knows asyncio streams and no hivemind; process.py connects it to p2pd.  Not hivemind's protobuf
 streams: those cost 30 % of the throughput and take an 8-byte length header without a cap (limits.py).
@@ -23,6 +24,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import itertools
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -52,6 +55,10 @@ class ExchangeLimits:
     buffered_bytes: int = 512 << 20  # payloads in flight, all sessions together
 
 
+class _GivenUpError(UnavailableError):
+    """Whoever led a session was cancelled; those who had joined it start their own."""
+
+
 @dataclass(slots=True, eq=False)
 class _Outgoing:
     """A session that we opened and that the partner has not answered yet, or its answer."""
@@ -69,6 +76,7 @@ class _Outgoing:
 class _Incoming:
     """A session that a partner opened."""
 
+    serial: int
     writer: asyncio.StreamWriter
     result: asyncio.Future[list[CID]] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
@@ -96,6 +104,7 @@ class PayloadExchange:
         self._incoming: dict[tuple[bytes, bytes], _Incoming] = {}
         self._sessions: Counter[bytes] = Counter()
         self._buffered_bytes = 0
+        self._serials = itertools.count(time.time_ns())  # later than before a restart, too
         self.payload_bytes_sent = 0
         self.payload_bytes_received = 0
         self.refused_sessions = 0
@@ -116,14 +125,18 @@ class PayloadExchange:
     async def _swap(self, round_key: bytes, partner: bytes) -> list[CID]:
         name = round_key, partner
         if name in self._incoming:
-            return await asyncio.shield(self._incoming[name].result)
-        if name in self._outgoing:
-            return await asyncio.shield(self._outgoing[name].result)
+            # It may be one that the partner has given up already: then ours is the next try.
+            with contextlib.suppress(UnavailableError):
+                return await asyncio.shield(self._incoming[name].result)
+        while name in self._outgoing:
+            with contextlib.suppress(_GivenUpError):
+                return await asyncio.shield(self._outgoing[name].result)
         outgoing = self._outgoing[name] = _Outgoing()
         try:
             arrived = await self._initiate(round_key, partner, outgoing)
         except BaseException as error:
-            _settle(outgoing.result, UnavailableError("the session did not finish"))
+            is_fault = isinstance(error, Exception)
+            _settle(outgoing.result, (UnavailableError if is_fault else _GivenUpError)("session did not finish"))
             if isinstance(error, UnavailableError) or not isinstance(error, Exception):
                 raise
             raise UnavailableError(f"session with partner failed: {_name(error)}") from error
@@ -143,7 +156,7 @@ class PayloadExchange:
             if kind == YIELD:
                 return await outgoing.counterpart
             outgoing.established = True
-            theirs, wants = _parse_hello(kind, body)
+            theirs, _, wants = _parse_hello(kind, body)
             if theirs != round_key:
                 raise InvalidMessageError("answer for another round")
             return await session.run(wants, is_initiator=True)
@@ -176,16 +189,19 @@ class PayloadExchange:
         self, partner: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         session = _Session(self, reader, writer, b"")
-        round_key, wants = _parse_hello(*await session.read_frame())
+        round_key, serial, wants = _parse_hello(*await session.read_frame())
         name = round_key, partner
         outgoing = self._outgoing.get(name)
         if outgoing is not None and (outgoing.established or self._peer < partner):
             await session.yield_()
             return
-        stale = self._incoming.get(name)
-        if stale is not None:
-            stale.writer.transport.abort()
-        incoming = self._incoming[name] = _Incoming(writer)
+        other = self._incoming.get(name)
+        if other is not None:
+            if serial <= other.serial:
+                self.refused_sessions += 1
+                return
+            other.writer.transport.abort()
+        incoming = self._incoming[name] = _Incoming(serial, writer)
         if outgoing is not None:
             _follow(incoming.result, outgoing.counterpart)
         try:
@@ -199,6 +215,9 @@ class PayloadExchange:
         await session.wait_closed()
 
     # --- for sessions ---------------------------------------------------------------------------------
+    def draw_serial(self) -> int:
+        return next(self._serials)
+
     def reserve(self, size: int) -> None:
         # Attack: many partners each send all but the last byte of a large expected payload.
         if self._buffered_bytes + size > self._limits.buffered_bytes:
@@ -239,7 +258,7 @@ class _Session:
     async def send_hello(self) -> None:
         self._wanted = self._owner.pool.wanted(self.round_key)
         wants = [cid.to_bytes() for cid in self._wanted]
-        await self._send(HELLO, wire.pack([VERSION, self.round_key, wants]))
+        await self._send(HELLO, wire.pack([VERSION, self.round_key, self._owner.draw_serial(), wants]))
 
     async def yield_(self) -> None:
         await self._send(YIELD)
@@ -356,20 +375,22 @@ class _Session:
             await asyncio.wait_for(self._reader.readexactly(1), self._owner.idle_seconds)
 
 
-def _parse_hello(kind: int, body: bytes) -> tuple[bytes, list[CID]]:
+def _parse_hello(kind: int, body: bytes) -> tuple[bytes, int, list[CID]]:
     if kind != HELLO:
         raise InvalidMessageError("expected HELLO")
     value = wire.unpack(body, max_bytes=MAX_HELLO_BYTES)
-    if type(value) is not list or len(value) != 3 or value[0] != VERSION:
+    if type(value) is not list or len(value) != 4 or value[0] != VERSION:
         raise InvalidMessageError("malformed HELLO")
-    round_key, wants = value[1:]
+    round_key, serial, wants = value[1:]
+    if type(serial) is not int:
+        raise InvalidMessageError("malformed HELLO")
     if type(round_key) is not bytes or not 0 < len(round_key) <= MAX_ROUND_KEY_BYTES:
         raise InvalidMessageError("malformed HELLO")
     if type(wants) is not list or len(wants) > MAX_PAYLOADS_PER_ROUND:
         raise InvalidMessageError("malformed HELLO")
     if any(type(cid) is not bytes for cid in wants) or len(set(wants)) != len(wants):
         raise InvalidMessageError("malformed HELLO")
-    return round_key, [CID.from_bytes(cid) for cid in wants]
+    return round_key, serial, [CID.from_bytes(cid) for cid in wants]
 
 
 def _follow(source: asyncio.Future[list[CID]], target: asyncio.Future[list[CID]]) -> None:

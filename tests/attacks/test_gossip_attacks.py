@@ -134,7 +134,7 @@ def test_liars_in_the_dense_average(portal, cast, lie):
     async def take_part(swarm):
         try:
             vector = vectors[swarm.peer]
-            met.append(await swarm.average(lie.encode(), vector, members, deadline_seconds=5))
+            met.append(await swarm.average(lie.encode(), vector, members, deadline_seconds=10))
         except UnavailableError:
             met.append(None)
 

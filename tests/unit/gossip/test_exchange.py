@@ -90,8 +90,8 @@ def frame(kind, body=b"", size=None):
     return bytes([kind]) + (len(body) if size is None else size).to_bytes(4, "big") + body
 
 
-def hello(*wants, round_key=ROUND, version=ex.VERSION):
-    return frame(ex.HELLO, wire.pack([version, round_key, [cid.to_bytes() for cid in wants]]))
+def hello(*wants, round_key=ROUND, version=ex.VERSION, serial=1):
+    return frame(ex.HELLO, wire.pack([version, round_key, serial, [cid.to_bytes() for cid in wants]]))
 
 
 def announce(cid, size):
@@ -137,6 +137,37 @@ def test_a_second_call_joins_the_first(run):
         arrived = await asyncio.gather(*(a.exchange.swap(ROUND, b"b", 5) for _ in range(3)))
         assert arrived == [[theirs[0]]] * 3
         assert net.streams == 1
+
+    run(scenario)
+
+
+def test_who_joined_a_cancelled_call_starts_anew(run):
+    async def scenario(net):
+        a, b = await net.add(b"a"), await net.add(b"b")
+        b.pool.offer(ROUND, WANTED, WANTED_DATA)
+        a.pool.expect(ROUND, WANTED, 1000)
+        first, second = (asyncio.ensure_future(a.exchange.swap(ROUND, b"b", 5)) for _ in range(2))
+        while not a.exchange._outgoing:
+            await asyncio.sleep(0)
+        first.cancel()
+        assert await second == [WANTED]
+
+    run(scenario)
+
+
+def test_who_joined_a_session_that_the_partner_gave_up_tries_itself(run):
+    async def scenario(net):
+        a, b = await net.add(b"a"), await net.add(b"b")
+        b.pool.offer(ROUND, WANTED, WANTED_DATA)
+        a.pool.expect(ROUND, WANTED, 1000)
+        _, stale = await net.opener(b"b")(b"a")
+        stale.write(hello())
+        while not a.exchange._incoming:
+            await asyncio.sleep(0.01)
+        swapping = asyncio.ensure_future(a.exchange.swap(ROUND, b"b", 5))
+        await asyncio.sleep(0)
+        stale.transport.abort()
+        assert await swapping == [WANTED]
 
     run(scenario)
 
@@ -285,6 +316,26 @@ def test_a_partner_that_gave_up_may_come_again(run):
             await asyncio.sleep(0.01)
         assert not a.exchange._incoming
         stale.close()
+
+    run(scenario)
+
+
+def test_an_overtaken_session_does_not_end_the_later_one(run):
+    async def scenario(net):
+        a = await net.add(b"a")
+        later_reader, later = await net.opener(b"b")(b"a")
+        later.write(hello(serial=2))
+        await later_reader.readexactly(5)
+        earlier_reader, earlier = await net.opener(b"b")(b"a")
+        earlier.write(hello(serial=1))
+        assert await earlier_reader.read() == b""
+        assert len(a.exchange._incoming) == 1
+        later.write(frame(ex.DONE))
+        answer = bytearray()
+        while not answer.endswith(frame(ex.DONE)):
+            answer += await later_reader.readexactly(1)
+        for writer in (later, earlier):
+            writer.close()
 
     run(scenario)
 
