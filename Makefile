@@ -65,9 +65,12 @@ demo-short: setup ## the same with fewer rounds
 	@$(BIN)/p2pflock up --task mnist --peers 4 --rounds 3 --demo --home build/demo-short
 
 # --- test -----------------------------------------------------------------------------------------------
-.PHONY: test test-contracts check
+.PHONY: test test-kubo test-contracts check
 test: setup ## unit, property, simulation, process and attack tests
-	@$(BIN)/python -m pytest tests
+	@$(BIN)/python -m pytest tests --ignore=tests/interop
+
+test-kubo: $(STAMPS)/python ## the Kubo adapter against a daemon with its RPC (npm, 250 MB the first time)
+	@$(BIN)/python -m pytest tests/interop
 
 test-contracts: $(STAMPS)/contracts ## forge: unit, fuzz, invariants, committed ABI equals a fresh build
 	@contracts/tools/test.sh

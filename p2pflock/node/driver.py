@@ -20,8 +20,7 @@ from p2pflock.node.recordwork import RecordWork
 from p2pflock.ports import TrainResult
 from p2pflock.primitives import unixfs
 from p2pflock.primitives.cid import CID
-from p2pflock.protocol import consensus as voting
-from p2pflock.protocol import rounds
+from p2pflock.protocol import ballots, rounds
 from p2pflock.protocol.attestation import build_attestation
 from p2pflock.protocol.collection import Pacing
 from p2pflock.protocol.committee import (
@@ -33,6 +32,7 @@ from p2pflock.protocol.committee import (
     compute_shard,
     compute_vote_root,
 )
+from p2pflock.protocol.consensus import Consensus
 from p2pflock.protocol.messages import (
     ContributionHeader,
     Proposal,
@@ -86,7 +86,7 @@ class RoundDriver:
             context.facts.task, context.committee.epoch, self.round, parent.cid.digest
         )
         self._saved = [e for e in context.journal.replay() if e.round == self.round]
-        self._machine = voting.Consensus.restore(
+        self._machine = Consensus.restore(
             context.committee, self.round, self._seat, self._beacon, timeouts, self._saved_messages()
         )
         self._round = rounds.Round(
@@ -97,7 +97,7 @@ class RoundDriver:
         self._own_header: ContributionHeader | None = None
         self._own_card: Scorecard | None = None
         self._own_vector = b""
-        self._decided: voting.Decided | None = None
+        self._decided: ballots.Decided | None = None
         self._started = context.now
         self._nursery: trio.Nursery | None = None
         self._wake = math.inf
@@ -127,7 +127,7 @@ class RoundDriver:
         self._feed(lambda now: self._round.on_payload(payload, now))
 
     @property
-    def machine(self) -> voting.Consensus:
+    def machine(self) -> Consensus:
         return self._machine
 
     @property
@@ -202,20 +202,20 @@ class RoundDriver:
                     self._nursery.start_soon(self._build, effect)
                 case rounds.HeaderEquivocation(first, second):
                     self._save_evidence(first, second)
-                case voting.Check(proposal, digest):
+                case ballots.Check(proposal, digest):
                     self._nursery.start_soon(self._check, proposal, digest)
-                case voting.Save(messages):
+                case ballots.Save(messages):
                     for message in messages:
                         self._journal(message)
-                case voting.CastProposal():
+                case ballots.CastProposal():
                     await self._cast_proposal(effect)
-                case voting.CastVote():
+                case ballots.CastVote():
                     await self._cast_vote(effect)
-                case voting.WakeAt(time):
+                case ballots.WakeAt(time):
                     self._wake = min(self._wake, time)
-                case voting.Equivocation(first, second):
+                case ballots.Equivocation(first, second):
                     self._save_evidence(first, second)
-                case voting.Decided():
+                case ballots.Decided():
                     self._decided = effect
 
     # --- training and scoring ---
@@ -353,7 +353,7 @@ class RoundDriver:
             self._context.events.emit("dropped", what="proposal", reason=reason)
         self._feed(lambda now: self._round.on_checked(digest, not reason, now))
 
-    async def _cast_proposal(self, effect: voting.CastProposal) -> None:
+    async def _cast_proposal(self, effect: ballots.CastProposal) -> None:
         bare = Proposal(
             task=self._context.facts.task,
             round=self.round,
@@ -368,7 +368,7 @@ class RoundDriver:
         self._feed(lambda now: self._round.on_proposal(proposal, now))
         await self._publish(proposal)
 
-    async def _cast_vote(self, effect: voting.CastVote) -> None:
+    async def _cast_vote(self, effect: ballots.CastVote) -> None:
         bare = Vote(
             task=self._context.facts.task,
             round=self.round,
@@ -385,12 +385,12 @@ class RoundDriver:
         self._feed(lambda now: self._round.on_vote(vote, now))
         await self._publish(vote)
 
-    def _journal(self, message: voting.Message) -> None:
+    def _journal(self, message: ballots.Message) -> None:
         kind = "proposal" if isinstance(message, Proposal) else "vote"
         self._context.journal.append(kind, message.encode(), round_=self.round)
 
-    def _saved_messages(self) -> list[voting.Message]:
-        messages: list[voting.Message] = []
+    def _saved_messages(self) -> list[ballots.Message]:
+        messages: list[ballots.Message] = []
         for entry in self._saved:
             if entry.kind == "proposal":
                 messages.append(Proposal.decode(entry.body))
@@ -403,7 +403,7 @@ class RoundDriver:
             self._context.journal.append("evidence", message.encode(), round_=self.round)
         self._context.events.emit("dropped", what="equivocation", reason=type(first).__name__)
 
-    async def _conclude(self, decided: voting.Decided) -> Decision:
+    async def _conclude(self, decided: ballots.Decided) -> Decision:
         """Adopt the decided model, then append the round: what the ledger names, this peer can serve."""
         context = self._context
         if decided.own_check is False:

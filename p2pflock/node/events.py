@@ -26,6 +26,7 @@ EVENTS = frozenset(
         "traffic",  # round, sent_bytes, received_bytes
         "anchored",  # round, transaction, gas_used
         "anchor_delayed",  # round, reason
+        "pinned",  # round, checkpoint, blocks: a Kubo daemon holds it
         "caught_up",  # from_round, to_round, folded, seconds
         "dropped",  # what, reason: something from a peer was refused
         "finished",  # round, checkpoint, accuracy_micro

@@ -28,176 +28,32 @@ comments cite its lines.  The paper's "round" is our view, its "height" our roun
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
 
-from p2pflock.errors import InvalidMessageError, LocalProtocolError
+from p2pflock.errors import LocalProtocolError
+from p2pflock.protocol.ballots import (
+    NIL_VALUE,
+    CastProposal,
+    CastVote,
+    Check,
+    Decided,
+    Effect,
+    Equivocation,
+    Message,
+    Polka,
+    Save,
+    Tally,
+    Value,
+    View,
+    WakeAt,
+    compute_value,
+    get_value,
+)
 from p2pflock.protocol.committee import Committee, compute_proposer_order
-from p2pflock.protocol.messages import NIL, Proposal, RoundRecord, Step, Vote
+from p2pflock.protocol.messages import Proposal, Step, Vote
 from p2pflock.protocol.timeouts import Timeouts
 
 WINDOW = 32  # views before and after the current one whose messages are kept
 _PROPOSE = -1  # the step before Step.PREVOTE
-
-
-class Value(NamedTuple):
-    """What is voted on.  The root is inside the record, but a vote states both: the anchor contract checks
-    the signature over both and never sees the record."""
-
-    digest: bytes
-    rewards_root: bytes
-
-
-NIL_VALUE = Value(NIL, bytes(32))
-
-Message: TypeAlias = Proposal | Vote
-
-
-def compute_value(record: bytes) -> Value | None:
-    """What votes name an encoded record by, or None when it is not one."""
-    try:
-        decoded = RoundRecord.decode(record)
-    except InvalidMessageError:
-        return None
-    return Value(decoded.digest(), decoded.rewards_root)
-
-
-def get_value(vote: Vote) -> Value:
-    return Value(vote.record_digest, vote.rewards_root)
-
-
-# --- effects --------------------------------------------------------------------------------------------
-@dataclass(frozen=True, slots=True)
-class Check:
-    """Recompute this proposal's record and answer `on_checked(digest, ...)`, whenever that is done."""
-
-    proposal: Proposal
-    digest: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Save:
-    """Others' messages that justify the vote that follows: on disk before going on."""
-
-    messages: tuple[Message, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class CastProposal:
-    """Sign, write, send, feed back."""
-
-    view: int
-    valid_view: int
-    record: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class CastVote:
-    """Sign, write, send, feed back."""
-
-    view: int
-    step: Step
-    digest: bytes
-    rewards_root: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class WakeAt:
-    """Call `on_tick` at this time (monotonic seconds), or later.  Several may be pending."""
-
-    time: float
-
-
-@dataclass(frozen=True, slots=True)
-class Decided:
-    """Final.  `precommits` are a quorum for the record, ready for attestation.build_attestation.
-
-    `own_check` False means that this machine computes otherwise than a quorum: the driver must stop, loudly,
-    not adopt (a bug here, or more than a third of the stake is faulty); None: it was not done yet.
-    """
-
-    record: bytes
-    digest: bytes
-    rewards_root: bytes
-    view: int
-    precommits: tuple[Vote, ...]
-    own_check: bool | None
-
-
-@dataclass(frozen=True, slots=True)
-class Equivocation:
-    """One member signed both: slashable evidence."""
-
-    first: Message
-    second: Message
-
-
-Effect: TypeAlias = Check | Save | CastProposal | CastVote | WakeAt | Decided | Equivocation
-
-
-# --- what is known of a view ----------------------------------------------------------------------------
-class _Tally:
-    """Votes of one view and step: each member's first, and later ones for values with honest support."""
-
-    __slots__ = ("first", "is_timed", "opened", "voted_wei", "votes", "wei")
-
-    def __init__(self) -> None:
-        self.first: dict[int, Vote] = {}
-        self.votes: dict[Value, dict[int, Vote]] = {}
-        self.wei: dict[Value, int] = {}
-        self.voted_wei = 0
-        self.opened: float | None = None  # when a quorum had voted, for anything
-        self.is_timed = False
-
-    def add(self, vote: Vote, seat: int, committee: Committee) -> bool:
-        """Whether the vote was new and is counted."""
-        value, weight = get_value(vote), committee.seats[seat].weight_wei
-        if seat in self.votes.get(value, {}):
-            return False
-        if seat not in self.first:
-            self.first[seat] = vote
-            self.voted_wei += weight
-        elif not committee.is_blocking(self.wei.get(value, 0)):
-            return False
-        self.votes.setdefault(value, {})[seat] = vote
-        self.wei[value] = self.wei.get(value, 0) + weight
-        return True
-
-    def time(self, value: Value, committee: Committee, now: float) -> float | None:
-        """Once: seconds from a quorum of any votes to one for `value`."""
-        if self.opened is None and committee.is_quorum(self.voted_wei):
-            self.opened = now
-        if self.opened is None or self.is_timed or not committee.is_quorum(self.wei[value]):
-            return None
-        self.is_timed = True
-        return now - self.opened
-
-    def all(self) -> tuple[Vote, ...]:
-        return tuple(vote for votes in self.votes.values() for vote in votes.values())
-
-
-class _View:
-    __slots__ = ("by_value", "proposal", "started", "tallies", "value")
-
-    def __init__(self) -> None:
-        self.proposal: Proposal | None = None  # the first of this view's proposer
-        self.value: Value | None = None  # of that proposal; None when there is none or its record is broken
-        self.by_value: dict[Value, Proposal] = {}  # it, and conflicting ones with honest support
-        self.tallies = (_Tally(), _Tally())
-        self.started: float | None = None
-
-    def messages(self) -> tuple[Message, ...]:
-        return (*self.by_value.values(), *self.tallies[0].all(), *self.tallies[1].all())
-
-
-@dataclass(frozen=True, slots=True)
-class _Polka:
-    """A proposal, and the prevote quorum that made it the valid value (paper: validValue, validRound)."""
-
-    view: int
-    value: Value
-    proposal: Proposal
-    prevotes: tuple[Vote, ...]
 
 
 class Consensus:
@@ -224,11 +80,11 @@ class Consensus:
         self._running = False
         self._view = 0
         self._step: int = _PROPOSE
-        self._views: dict[int, _View] = {}
+        self._views: dict[int, View] = {}
         self._far: dict[int, Vote] = {}  # seat -> its highest vote beyond the window
         self._highest: dict[int, int] = {}  # seat -> highest view it was seen in
         self._locked: tuple[int, Value] | None = None  # paper: lockedRound, lockedValue
-        self._valid: _Polka | None = None
+        self._valid: Polka | None = None
         self._candidate: tuple[bytes, Value] | None = None
         self._proposed_view = -1
         self._checked: dict[bytes, bool] = {}
@@ -359,7 +215,7 @@ class Consensus:
         if not self._is_kept(proposal.view):
             return
         self._highest[seat] = max(self._highest.get(seat, -1), proposal.view)
-        entry = self._views.setdefault(proposal.view, _View())
+        entry = self._views.setdefault(proposal.view, View())
         if entry.proposal == proposal:
             return
         value = compute_value(proposal.record)
@@ -379,7 +235,7 @@ class Consensus:
             if vote.view > self._view and (seat not in self._far or self._far[seat].view < vote.view):
                 self._far[seat] = vote  # enough to follow line 55 from however far behind
             return
-        tally = self._views.setdefault(vote.view, _View()).tallies[vote.step]
+        tally = self._views.setdefault(vote.view, View()).tallies[vote.step]
         first = tally.first.get(seat)
         if tally.add(vote, seat, self.committee):
             if seat == self.me:
@@ -543,7 +399,7 @@ class Consensus:
             is_new = self._valid is None or self._valid.view < self._view
             if is_new:
                 prevotes = tuple(entry.tallies[Step.PREVOTE].votes[value].values())
-                self._valid = _Polka(self._view, value, proposal, prevotes)
+                self._valid = Polka(self._view, value, proposal, prevotes)
                 self._out.append(Save((proposal, *prevotes)))
             if self._step == Step.PREVOTE:
                 self._locked = (self._view, value)
@@ -578,7 +434,7 @@ class Consensus:
             del self._views[kept]
         self._cast = {slot: value for slot, value in self._cast.items() if slot[0] >= view}
         self._accused.clear()
-        entry = self._views.setdefault(view, _View())
+        entry = self._views.setdefault(view, View())
         entry.started = now
         for seat, vote in list(self._far.items()):
             if vote.view <= view + WINDOW:
@@ -670,12 +526,12 @@ class Consensus:
         if value is not None:
             self._checked[value.digest] = True
 
-    def _recall_polka(self, saved: list[Message]) -> _Polka | None:
-        tallies: dict[int, _Tally] = {}
+    def _recall_polka(self, saved: list[Message]) -> Polka | None:
+        tallies: dict[int, Tally] = {}
         for message in saved:
             seat = self.committee.seat_of(_author(message))
             if isinstance(message, Vote) and message.step == Step.PREVOTE and seat is not None:
-                tallies.setdefault(message.view, _Tally()).add(message, seat, self.committee)
+                tallies.setdefault(message.view, Tally()).add(message, seat, self.committee)
         proposals = {
             (message.view, compute_value(message.record)): message
             for message in saved
@@ -685,7 +541,7 @@ class Consensus:
             for value, weight in tallies[view].wei.items():
                 if self.committee.is_quorum(weight) and (view, value) in proposals:
                     prevotes = tuple(tallies[view].votes[value].values())
-                    return _Polka(view, value, proposals[view, value], prevotes)
+                    return Polka(view, value, proposals[view, value], prevotes)
         return None
 
 

@@ -22,9 +22,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from p2pflock.primitives.cid import CID
-from p2pflock.protocol import consensus as voting
+from p2pflock.protocol import ballots
 from p2pflock.protocol.collection import Added, Collection, Pacing, Waiting
 from p2pflock.protocol.committee import Committee
+from p2pflock.protocol.consensus import Consensus
 from p2pflock.protocol.messages import Absentee, ContributionHeader, Proposal, Scorecard, Vote
 
 
@@ -80,7 +81,7 @@ class HeaderEquivocation:
 
 
 Effect = (
-    Train | StopTraining | Fetch | ScoreContributions | BuildCandidate | HeaderEquivocation | voting.Effect
+    Train | StopTraining | Fetch | ScoreContributions | BuildCandidate | HeaderEquivocation | ballots.Effect
 )
 
 
@@ -99,7 +100,7 @@ class Round:
         self,
         committee: Committee,
         seat: int,
-        machine: voting.Consensus,
+        machine: Consensus,
         pacing: Pacing,
         *,
         is_dense: bool = False,
@@ -192,7 +193,7 @@ class Round:
             effects += self._vote(self._machine.on_tick(now))
         return effects
 
-    def resend(self) -> tuple[voting.Message, ...]:
+    def resend(self) -> tuple[ballots.Message, ...]:
         """What to send again now and then, since gossip may lose messages."""
         return self._machine.resend() if self._machine_started else ()
 
@@ -263,9 +264,9 @@ class Round:
             ),
         )
 
-    def _vote(self, effects: Iterable[voting.Effect]) -> tuple[Effect, ...]:
+    def _vote(self, effects: Iterable[ballots.Effect]) -> tuple[Effect, ...]:
         result: tuple[Effect, ...] = tuple(effects)
-        if any(isinstance(effect, voting.Decided) for effect in result):
+        if any(isinstance(effect, ballots.Decided) for effect in result):
             self.phase = Phase.DECIDED
         elif self.phase is Phase.DECIDING:
             result += self._propose_if_due()
