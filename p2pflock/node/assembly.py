@@ -15,8 +15,9 @@ from typing import Any
 
 import trio
 
-from p2pflock.errors import KeystoreError, NetworkError, SpecError
+from p2pflock.errors import InvalidMessageError, KeystoreError, NetworkError, SpecError
 from p2pflock.learning.spec import TaskSpec
+from p2pflock.node import preflight
 from p2pflock.node.clock import SystemClock
 from p2pflock.node.context import PeerContext, TaskFacts
 from p2pflock.node.events import EventLog
@@ -86,6 +87,10 @@ def load_committee(config: PeerConfig, chain: Chain | None) -> Committee:
                 f"cannot read the committee file {path}: {error.strerror}",
                 "pass --committee FILE, or --rpc URL to take the committee from a chain",
             ) from error
+        except InvalidMessageError as error:
+            raise SpecError(
+                f"{path} is no committee file: {error.message}", "pass the file that the swarm was started with"
+            ) from error
         if block.task != task:
             raise SpecError(f"{path} is the committee of another task", "pass the committee of this task")
         return Committee.from_block(block)
@@ -120,12 +125,16 @@ async def run_peer(
     from p2pflock.learning.client import TrainerProcess
     from p2pflock.net.host import Libp2pHost
 
+    preflight.check_modules(config.spec, config.trusted_modules)
+    preflight.check_port(config.listen_host, config.control_port, "--control-port")
+    preflight.check_port(config.listen_host, config.swarm_port, "--swarm-port")
     config.home.mkdir(parents=True, exist_ok=True)
     logs = config.home / "logs"
     logs.mkdir(exist_ok=True)
     clock = SystemClock()
     chain = open_chain(config.rpc_url, config.address_book, config.network) if config.rpc_url else None
     committee = await trio.to_thread.run_sync(load_committee, config, chain)
+    await preflight.check_bootstrap(config.bootstrap, signer.peer_id)
     events = EventLog(config.events_file, clock, listen)
     facts = TaskFacts(
         task=config.spec.task_id,
