@@ -141,9 +141,9 @@ class Peer:
     async def _live_through_rounds(self) -> None:
         context = self._context
         while context.ledger.head.record.round < context.facts.rounds:
-            if self.presence.ahead():
-                await self._catch_up()
-            elif context.seat is None:
+            if self.presence.ahead() and await self._catch_up():
+                continue
+            if context.seat is None:
                 await trio.sleep(WATCH_SECONDS)
             else:
                 await self._play_round()
@@ -181,10 +181,24 @@ class Peer:
                 since = None
             elif since is None:
                 since = self._context.now
-            elif self._context.now - since > LAG_SECONDS:
+            elif self._context.now - since > LAG_SECONDS and await self._is_overtaken():
                 scope.cancel()
 
-    async def _catch_up(self) -> None:
+    async def _is_overtaken(self) -> bool:
+        """Whether a quorum really decided this round without us.  Only its signatures stop a round: a status
+        message is anybody's claim."""
+        assert self._sync is not None
+        for peer in self.presence.ahead():
+            try:
+                if await self._sync.fetch_decisions(peer):
+                    return True
+            except RemoteProtocolError as error:
+                self._context.events.emit("dropped", what="rounds of a peer", reason=str(error))
+            self.presence.discredit(peer)
+        return False
+
+    async def _catch_up(self) -> bool:
+        """Follow whoever is ahead; False when nobody could show it."""
         context = self._context
         assert self._sync is not None
         begun = context.now
@@ -194,6 +208,7 @@ class Peer:
                 done = await self._sync.catch_up(peer, ahead)
             except RemoteProtocolError as error:
                 context.events.emit("dropped", what="rounds of a peer", reason=str(error))
+                self.presence.discredit(peer)
                 continue
             if done.to_round > done.from_round:
                 context.events.emit(
@@ -203,8 +218,9 @@ class Peer:
                     model_hash=context.ledger.head.record.model_hash.hex(),
                     seconds=round(context.now - begun, 3),
                 )
-                return
-        await trio.sleep(WATCH_SECONDS)
+                return True
+            self.presence.discredit(peer)
+        return False
 
     def _report_traffic(self, round_: int) -> None:
         control, swarm = self._context.host.traffic(), self._context.swarm.traffic()

@@ -25,6 +25,7 @@ LIVE_SECONDS = 6.0  # six lost status messages in a row
 ANNOUNCE_SHARE = 3.0  # announcements per lifetime
 LOOKUP_SECONDS = 3.0
 MAX_KNOWN = 1024
+DISCREDIT_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,7 @@ class Presence:
         self._records: dict[bytes, PeerRecord] = {}
         self._raw: dict[bytes, bytes] = {}
         self._status: dict[bytes, Status] = {}
+        self._discredited: dict[bytes, float] = {}  # peer -> until when its claims are not followed
 
     # --- questions ---
     def live_peers(self) -> list[bytes]:
@@ -91,8 +93,22 @@ class Presence:
     def ahead(self) -> list[bytes]:
         """Live peers that have decided rounds we have not, furthest first."""
         head = self._context.ledger.head.record.round
-        found = [peer for peer in self.live_peers() if self._status[peer].round > head]
-        return sorted(found, key=lambda peer: -self._status[peer].round)
+        now = self._context.now
+        found = [
+            peer
+            for peer in self.live_peers()
+            if self._status[peer].round > head and self._discredited.get(peer, 0.0) <= now
+        ]
+        return sorted(found, key=lambda peer: (-self._status[peer].round, peer))
+
+    def discredit(self, peer: bytes) -> None:
+        """It claimed to be ahead and could not show it: do not ask again for a while.
+
+        Attack: a stranger that claims round one million would keep us asking instead of training.
+        """
+        if len(self._discredited) >= MAX_KNOWN:
+            self._discredited.clear()
+        self._discredited[peer] = self._context.now + DISCREDIT_SECONDS
 
     def record_of(self, peer: bytes) -> PeerRecord | None:
         return self._records.get(peer)
