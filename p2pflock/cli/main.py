@@ -26,6 +26,7 @@ from p2pflock.cli.init import init
 from p2pflock.cli.options import Format, default_home
 from p2pflock.cli.output import print_error, print_flock_error
 from p2pflock.cli.run import run as run_command
+from p2pflock.cli.stake import launch, stake
 from p2pflock.cli.status import status
 from p2pflock.cli.up import up
 from p2pflock.cli.verify import verify
@@ -37,6 +38,8 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     doctor,
     up,
     run_command,
+    stake,
+    launch,
     status,
     verify,
     claim,
