@@ -30,7 +30,7 @@ class Endpoint:
         self, rpc_url: str, chain_id: int | None = None, *, timeout_seconds: float = RPC_SECONDS
     ) -> None:
         if not rpc_url.startswith(("http://", "https://")):
-            raise SpecError("an RPC URL starts with http:// or https://")
+            raise SpecError("an RPC URL starts with http:// or https://", "like http://127.0.0.1:8545")
         self.rpc_url = rpc_url
         self.web3 = Web3(
             HTTPProvider(

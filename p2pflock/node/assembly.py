@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import trio
 
-from p2pflock.errors import InvalidMessageError, KeystoreError, NetworkError, SpecError
+from p2pflock.errors import InvalidMessageError, KeystoreError, NetworkError, SpecError, StartupError
 from p2pflock.learning.spec import TaskSpec
 from p2pflock.node import preflight
 from p2pflock.node.clock import SystemClock
@@ -26,6 +26,7 @@ from p2pflock.node.peer import Peer
 from p2pflock.params import NetworkParams
 from p2pflock.ports import Chain, Signer
 from p2pflock.primitives import peerid
+from p2pflock.processes import Child
 from p2pflock.protocol.collection import Pacing
 from p2pflock.protocol.committee import Committee
 from p2pflock.protocol.messages import CommitteeBlock, Seat
@@ -160,6 +161,7 @@ async def run_peer(
         ):
             swarm: HivemindSwarm | None = None
             trainer: TrainerProcess | None = None
+            watching = trio.CancelScope()
 
             async def start_swarm() -> None:
                 nonlocal swarm
@@ -220,12 +222,12 @@ async def run_peer(
                     swarm_addresses=list(swarm.bootstrap_addresses),
                     control_addresses=list(host.addresses),
                 )
-                nursery.start_soon(_watch, swarm.child.wait_ended, "the swarm process")
-                nursery.start_soon(_watch, trainer.child.wait_ended, "the trainer process")
+                nursery.start_soon(_watch, watching, {"swarm": swarm.child, "trainer": trainer.child})
                 nursery.start_soon(_collect_garbage, store)
                 peer = Peer(context, pacing=config.pacing, timeouts=Timeouts.create())
                 await peer.run(finished=finished)
             finally:
+                watching.cancel()  # that the children end now is a consequence, and must not hide the cause
                 with trio.CancelScope(shield=True):
                     for child in (swarm, trainer):
                         if child is not None:
@@ -241,12 +243,17 @@ async def _collect_garbage(store: DiskStore) -> None:
         await trio.to_thread.run_sync(store.collect_garbage)
 
 
-async def _watch(wait_ended: Callable[[], object], what: str) -> None:
+async def _watch(scope: trio.CancelScope, children: Mapping[str, Child]) -> None:
     """A peer without one of its processes is none: end, loudly, and let whoever supervises restart it."""
-    await wait_ended()  # type: ignore[misc]
-    from p2pflock.errors import StartupError
 
-    raise StartupError(f"{what} ended", "see the logs directory of this peer; start it again")
+    async def watch(name: str, child: Child) -> None:
+        await child.wait_ended()
+        raise StartupError(f"the {name} process ended", "see the logs directory of this peer; start it again")
+
+    with scope:
+        async with trio.open_nursery() as nursery:
+            for name, child in children.items():
+                nursery.start_soon(watch, name, child)
 
 
 def write_run_file(home: Path, facts: dict[str, object]) -> None:
