@@ -1,4 +1,8 @@
-"""`p2pflock verify`: five verdicts on a checkpoint; exits with 40 when any of them is FAIL."""
+"""`p2pflock verify`: five verdicts on a checkpoint; exits with 40 when any of them is FAIL.
+
+Law: this command chooses sources and prints; the verdicts are protocol/provenance.py's.  A chain that was asked for
+must answer; the one that a home remembers may be gone, and then lineage is NOT CHECKED and says so.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +28,7 @@ def verify(
         list[str] | None, typer.Option("--trust-module", help="Module outside p2pflock that the task may import.")
     ] = None,
     export: Annotated[
-        Path | None, typer.Option("--export", help="Also write everything verify needs to this CAR file.")
+        Path | None, typer.Option("--export", help="Also write what verify needs to this CAR file, unless a verdict is FAIL.")
     ] = None,
     form: FormatOption = Format.TEXT,
 ) -> None:
@@ -34,6 +38,9 @@ def verify(
     from p2pflock.primitives.cid import CID
 
     output = Output(form)
+    if rpc and committee is not None:
+        raise UserError("--rpc and --committee name two roots of trust", "pass one of them")
+    is_asked = bool(rpc)
     if checkpoint.endswith(".car"):
         cid, source = verification.open_car(Path(checkpoint))
     else:
@@ -41,24 +48,26 @@ def verify(
             cid = CID.parse(checkpoint)
         except InvalidMessageError as error:
             raise UserError(f"{checkpoint} is neither a checkpoint id nor a .car file", "give one of them") from error
-        source = verification.open_home(home)
         facts = assembly.read_run_file(home)
-        if not rpc and not committee:
+        source = verification.open_home(home)
+        if not rpc and committee is None:
             rpc = facts["rpc"]
             address_book = Path(facts["address_book"]) if facts["address_book"] else None
-            committee = Path(facts["committee"]) if facts["committee"] else None
+            configured = Path(facts["committee"]) if facts["committee"] else home / assembly.COMMITTEE_FILE
+            committee = configured if facts["committee"] or (not rpc and configured.exists()) else None
     chain = assembly.open_chain(rpc, address_book, LOCAL) if rpc else None
     report = verification.verify(
         cid,
         source,
         chain=chain,
+        is_chain_required=is_asked,
         committee_file=committee,
         recompute=recompute,
         trusted_modules=tuple(trust_module or ()),
         progress=_tell if sys.stderr.isatty() and not output.is_json else lambda _: None,
     )
     found = verification.describe(report)
-    head = report.links[0].record if report.links else None
+    head = report.record
     output.document(
         {
             "checkpoint": str(cid),
@@ -72,14 +81,13 @@ def verify(
         ("question", "verdict", "reason"),
         [(name, entry["verdict"], entry["reason"]) for name, entry in found.items()],
     )
-    if export is not None:
-        count = verification.export_car(home, cid, export)
-        output.line(f"{export}: {count} blocks")
-    failed = [name for name, entry in found.items() if entry["verdict"] == "FAIL"]
-    if failed:
+    if report.failed:
         raise VerificationError(
-            f"checkpoint {str(cid)[:16]}… FAILs: {', '.join(failed)}", "do not use it; the reasons are above"
+            f"checkpoint {str(cid)[:16]}… FAILs: {', '.join(report.failed)}", "do not use it; the reasons are above"
         )
+    if export is not None:
+        count = verification.export_car(source, cid, export)
+        output.line(f"{export}: {count} blocks")
 
 
 def _tell(text: str) -> None:

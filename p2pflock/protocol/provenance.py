@@ -8,34 +8,45 @@
     recomputed      does folding the payloads again give the same weights?  (node/verification.py runs the fold)
 
 Law: pure.  Blocks, the anchors seen on chain and the committee to trust are handed in; nothing here fetches.
-A block that is missing is NOT CHECKED, a block that is wrong is FAIL, and what could not be looked at is never
-called PASS.  PASS of lineage needs a root of trust from outside the checkpoint: anybody can invent a committee.
+A block that is missing is NOT CHECKED, a block that is wrong is FAIL, a FAIL outranks whatever is missing beside
+it, and what could not be looked at is never called PASS: so genesis, which nobody signs, never passes authorship
+or lineage.  PASS of lineage needs a root of trust from outside the checkpoint: anybody can invent a committee.
+
+Each question stands on its own: a damaged payload says nothing about signatures.  An attacker who holds the keys
+of a quorum passes authorship and lineage by definition; participation and recomputed still bind it to the rules.
 """
 
 from __future__ import annotations
 
 import enum
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from p2pflock.errors import FlockError, InvalidMessageError, RemoteProtocolError, UnavailableError
-from p2pflock.primitives import bls, dagcbor, signing, unixfs
+from p2pflock.errors import FlockError, InvalidMessageError
+from p2pflock.primitives import bls, dagcbor
 from p2pflock.primitives.cid import CID
 from p2pflock.protocol import settlement
 from p2pflock.protocol.attestation import verify_attestation
-from p2pflock.protocol.committee import Committee, compute_seed_root
+from p2pflock.protocol.committee import Committee, compute_beacon, compute_seed_root, compute_shards
+from p2pflock.protocol.lineage import (
+    MAX_WEIGHTS_BYTES,
+    Get,
+    Link,
+    Reader,
+    Spine,
+    compute_head,
+    read_links,
+    read_spine,
+)
 from p2pflock.protocol.messages import (
     MAX_PAYLOAD_BYTES,
+    NIL,
     Attestation,
-    CommitteeBlock,
     ContributionHeader,
     Manifest,
     RoundRecord,
     Scorecard,
 )
-
-MAX_WEIGHTS_BYTES = 1 << 36
 
 
 class Verdict(str, enum.Enum):
@@ -52,40 +63,39 @@ class Finding:
 
 QUESTIONS = ("integrity", "authorship", "lineage", "participation", "recomputed")
 
-Get = Callable[[CID], bytes]  # raises UnavailableError when the block is not to be had
-
 
 @dataclass(frozen=True, slots=True)
 class Trust:
     """What the verifier brings along.
 
     Args:
-        committees: ids of committee blocks it trusts, e.g. read from the chain or configured.
+        committees: ids of committee blocks it trusts, e.g. read from the chain or configured; None when it has
+            no root of trust, which is not the same as trusting nobody.
         anchors: round -> record digest as anchored on chain; None when no chain was asked.
+        lack: why there is no root of trust, for the reader of the verdict.
     """
 
-    committees: frozenset[CID]
+    committees: frozenset[CID] | None = None
     anchors: Mapping[int, bytes] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Link:
-    """One round of the lineage, newest first."""
-
-    cid: CID
-    record: RoundRecord
-    committee: Committee
-    headers: tuple[ContributionHeader, ...]
-    cards: tuple[Scorecard, ...]
+    lack: str = "name the committee or the chain to trust"
 
 
 @dataclass
 class Report:
-    """What was found.  `links` runs from the checkpoint's round down to the deepest one that was read."""
+    """What was found.
+
+    Attributes:
+        record: the checkpoint's own, where it could be read.
+        spine: the records that lead to it.
+        is_dense: payloads of the task are averaged, never stored, and nobody scores them.
+        findings: by question; complete once `check` has returned.
+    """
 
     checkpoint: CID
     manifest: Manifest | None = None
-    links: list[Link] = field(default_factory=list)
+    record: RoundRecord | None = None
+    spine: Spine = field(default_factory=lambda: Spine((), is_whole=False))
+    is_dense: bool = False
     findings: dict[str, Finding] = field(default_factory=dict)
 
     def conclude(self, question: str, verdict: Verdict, reason: str) -> None:
@@ -97,13 +107,33 @@ class Report:
     def fail(self, question: str, reason: str) -> None:
         self.conclude(question, Verdict.FAIL, reason)
 
-    def has_failed(self, question: str) -> bool:
-        known = self.findings.get(question)
-        return known is not None and known.verdict is Verdict.FAIL
-
     @property
-    def is_reaching_genesis(self) -> bool:
-        return bool(self.links) and self.links[-1].record.round == 0
+    def failed(self) -> tuple[str, ...]:
+        """Questions whose answer is FAIL, in order."""
+        return tuple(q for q in QUESTIONS if q in self.findings and self.findings[q].verdict is Verdict.FAIL)
+
+
+class _Tally:
+    """What speaks against a PASS, gathered over all rounds; the first reason of each sort is kept."""
+
+    def __init__(self) -> None:
+        self.wrong = ""
+        self.open = ""
+        self.count = 0
+
+    def fail(self, reason: str) -> None:
+        self.wrong = self.wrong or reason
+
+    def leave_open(self, reason: str) -> None:
+        self.open = self.open or reason
+
+    def conclude(self, report: Report, question: str, passed: str) -> None:
+        if self.wrong:
+            report.fail(question, self.wrong)
+        elif self.open:
+            report.conclude(question, Verdict.NOT_CHECKED, self.open)
+        else:
+            report.conclude(question, Verdict.PASS, passed)
 
 
 def check(
@@ -112,261 +142,300 @@ def check(
     attestation: Attestation | None,
     trust: Trust,
     *,
-    progress: Callable[[str], None] = lambda _: None,
+    with_snapshots: bool = True,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> Report:
-    """Everything but `recomputed`.
+    """Everything but `recomputed`, which is left NOT CHECKED.
 
     Args:
         checkpoint: CID of the manifest.
         get: blocks by id, unchecked: every block is hashed here.
         attestation: of the checkpoint's own record; those of the others stand in their children.
         trust: where trust comes from.
+        with_snapshots: also re-hash weights of rounds between genesis and the checkpoint that are here.
+        tell: progress, one line at a time.
     """
     report = Report(checkpoint)
-    reader = _Reader(get, report)
-    if not _read_lineage(reader, report, progress):
-        for question in QUESTIONS:
-            if question not in report.findings:
-                report.conclude(question, Verdict.NOT_CHECKED, "the lineage could not be read")
-        return report
-    _check_integrity(reader, report)
-    _check_authorship(report)
-    _check_lineage(report, attestation, trust)
-    _check_participation(report)
+    reader = Reader(get)
+    report.manifest = manifest = reader.read(Manifest, checkpoint)
+    if manifest is not None:
+        report.is_dense = _is_dense(reader.block(manifest.spec))
+        report.spine = read_spine(reader, manifest.record, tell)
+    authorship, participation = _Tally(), _Tally()
+    integrity = _Integrity(reader, report, with_snapshots=with_snapshots)
+    lineage = _Lineage(trust, report.spine)
+    last: Link | None = None
+    for link in read_links(reader, report.spine):
+        tell(f"checking round {link.record.round}")
+        integrity.take(link)
+        _check_authorship(link, authorship)
+        _check_participation(link, last, participation, is_dense=report.is_dense)
+        lineage.take(link, last)
+        last = link
+    if last is not None and last.cid == report.spine.records[-1]:
+        report.record = last.record
+        lineage.attest(last, attestation)
+    if report.record is None or not report.spine.is_whole:
+        for tally in (authorship, lineage, participation):
+            tally.leave_open("the records down to genesis could not all be read")
+    integrity.conclude_all()
+    if authorship.count == 0:
+        authorship.leave_open("genesis: nobody has signed anything yet")
+    authorship.conclude(report, "authorship", f"{authorship.count} signatures of contributors and validators hold")
+    lineage.conclude_all(report)
+    if participation.count == 0:
+        participation.leave_open("genesis: nobody has taken part yet")
+    participation.conclude(
+        report, "participation", f"{participation.count} seats accounted for, judgements and rewards follow"
+    )
     report.conclude("recomputed", Verdict.NOT_CHECKED, "the fold was not run again")
     return report
 
 
-class _Reader:
-    """Blocks that hash to their ids; remembers what was missing and what was wrong."""
+def _is_dense(spec: bytes | None) -> bool:
+    """Of the spec only this matters here; what it means otherwise is learning/spec.py's."""
+    try:
+        value = None if spec is None else dagcbor.decode(spec)
+    except InvalidMessageError:
+        return False
+    return type(value) is dict and value.get("averaging") == "dense"
 
-    def __init__(self, get: Get, report: Report) -> None:
-        self._get = get
+
+# --- integrity --------------------------------------------------------------------------------------------
+class _Integrity(_Tally):
+    def __init__(self, reader: Reader, report: Report, *, with_snapshots: bool) -> None:
+        super().__init__()
+        self._reader = reader
         self._report = report
-        self.missing: list[CID] = []
-        self.is_dense = False  # a dense vector is averaged, never stored
+        self._with_snapshots = with_snapshots
+        self._payloads: dict[CID, int | None] = {}  # size; None when it is not whole
+        self._weights: dict[CID, bytes | None] = {}  # sha256; same
+        self._rounds = 0
 
-    def read_spec(self, cid: CID) -> None:
-        """Of the spec only this matters here; what it means otherwise is learning/spec.py's."""
-        spec = dagcbor.decode(self(cid))
-        self.is_dense = isinstance(spec, dict) and spec.get("averaging") == "dense"
-
-    def __call__(self, cid: CID) -> bytes:
-        try:
-            data = self._get(cid)
-        except RemoteProtocolError:
-            self.missing.append(cid)
-            raise UnavailableError(f"block {cid} is missing") from None
-        if not cid.matches(data):
-            self._report.fail("integrity", f"block {cid} does not hash to its id")
-            raise InvalidMessageError(f"block {cid} does not hash to its id")
-        return data
-
-
-def _read_lineage(reader: _Reader, report: Report, progress: Callable[[str], None]) -> bool:
-    """Manifest, records, committees, headers and scorecards down to genesis; False when it breaks off."""
-    try:
-        report.manifest = manifest = Manifest.decode(reader(report.checkpoint))
-        reader.read_spec(manifest.spec)
-        cid: CID | None = manifest.record
-        committees: dict[CID, Committee] = {}
-        while cid is not None:
-            record = RoundRecord.decode(reader(cid))
-            if record.committee not in committees:
-                block = CommitteeBlock.decode(reader(record.committee))
-                committees[record.committee] = Committee.from_block(block)
-            report.links.append(
-                Link(
-                    cid,
-                    record,
-                    committees[record.committee],
-                    tuple(ContributionHeader.decode(reader(c.header)) for c in record.contributions),
-                    tuple(Scorecard.decode(reader(card)) for card in record.scorecards),
-                )
-            )
-            progress(f"read round {record.round}")
-            cid = record.parent
-    except UnavailableError as error:
-        report.conclude("integrity", Verdict.NOT_CHECKED, str(error))
-        return False
-    except InvalidMessageError as error:
-        report.fail("integrity", str(error))
-        return False
-    return True
-
-
-def _check_integrity(reader: _Reader, report: Report) -> None:
-    manifest, head = report.manifest, report.links[0].record
-    assert manifest is not None
-    expected = (head.task, head.round, head.weights, head.model_hash)
-    if (manifest.task, manifest.round, manifest.weights, manifest.model_hash) != expected:
-        report.fail("integrity", "manifest and record name different checkpoints")
-        return
-    if manifest.spec.digest != manifest.task:
-        report.fail("integrity", "manifest names the spec of another task")
-        return
-    hasher = hashlib.sha256()
-    blocks = 0
-    try:
-        for chunk in unixfs.assemble(manifest.weights, reader, max_bytes=MAX_WEIGHTS_BYTES):
-            hasher.update(chunk)
-            blocks += 1
-        if hasher.digest() != manifest.model_hash:
-            report.fail("integrity", "weights do not hash to the model hash")
+    def take(self, link: Link) -> None:
+        manifest, record = self._report.manifest, link.record
+        assert manifest is not None
+        self._rounds += record.round > 0
+        if link.cid == manifest.record:
+            self._compare_manifest(manifest, record)
+            self._hash_weights(manifest.weights, manifest.model_hash, is_optional=False)
+        elif self._with_snapshots or record.round == 0:
+            self._hash_weights(record.weights, record.model_hash, is_optional=True)
+        if self._report.is_dense:
             return
-        for link in [] if reader.is_dense else report.links:
-            for header in link.headers:
-                size = 0
-                for chunk in unixfs.assemble(header.payload, reader, max_bytes=MAX_PAYLOAD_BYTES):
-                    size += len(chunk)
-                    blocks += 1
-                if size != header.payload_bytes:
-                    report.fail("integrity", f"payload {header.payload} is not as long as its header says")
-                    return
-    except UnavailableError as error:
-        report.conclude("integrity", Verdict.NOT_CHECKED, str(error))
-        return
-    except InvalidMessageError as error:
-        report.fail("integrity", str(error))
-        return
-    what = "weights" if reader.is_dense else "weights and payloads"
-    report.conclude("integrity", Verdict.PASS, f"{what} of {len(report.links) - 1} rounds re-hash")
+        for header in link.headers:
+            if header is not None:
+                self._hash_payload(header)
+
+    def _compare_manifest(self, manifest: Manifest, record: RoundRecord) -> None:
+        expected = (record.task, record.round, record.weights, record.model_hash)
+        if (manifest.task, manifest.round, manifest.weights, manifest.model_hash) != expected:
+            self.fail("manifest and record name different checkpoints")
+        if manifest.spec.digest != manifest.task:
+            self.fail("the manifest names the spec of another task")
+
+    def _hash_weights(self, root: CID, model_hash: bytes, *, is_optional: bool) -> None:
+        # Attack: every record names the same large file, to have it hashed again and again.
+        if root not in self._weights or not is_optional:
+            found = self._reader.hash_file(root, MAX_WEIGHTS_BYTES, is_optional=is_optional)
+            self._weights[root] = None if found is None else found[0]
+        if self._weights[root] not in {None, model_hash}:
+            self.fail(f"weights {root} do not hash to the model hash")
+
+    def _hash_payload(self, header: ContributionHeader) -> None:
+        if header.payload not in self._payloads:
+            found = self._reader.hash_file(header.payload, MAX_PAYLOAD_BYTES)
+            self._payloads[header.payload] = None if found is None else found[1]
+        if self._payloads[header.payload] not in {None, header.payload_bytes}:
+            self.fail(f"payload {header.payload} is not as long as its header says")
+
+    def conclude_all(self) -> None:
+        if self._reader.wrong:
+            self.fail(self._reader.wrong)
+        if self._reader.missing:
+            more = f" and {self._reader.missing - 1} more" if self._reader.missing > 1 else ""
+            self.leave_open(self._reader.first_missing + more)
+        what = "weights" if self._report.is_dense else f"weights and the payloads of {self._rounds} rounds"
+        self.conclude(self._report, "integrity", f"{what} re-hash to their ids")
 
 
-def _check_authorship(report: Report) -> None:
-    signatures = 0
-    for link in report.links:
-        record, committee = link.record, link.committee
-        for contribution, header in zip(record.contributions, link.headers, strict=True):
-            who = f"round {record.round}, seat {contribution.seat}"
-            if (header.task, header.round, header.parent) != (record.task, record.round, record.parent):
-                report.fail("authorship", f"{who}: the header belongs to another round")
-                return
+# --- authorship -------------------------------------------------------------------------------------------
+def _check_authorship(link: Link, tally: _Tally) -> None:
+    record, committee = link.record, link.committee
+    if committee is None or None in link.headers or None in link.cards:
+        tally.leave_open(f"round {record.round}: something that should be signed is missing")
+    if committee is None:
+        return
+    for contribution, header in zip(record.contributions, link.headers, strict=True):
+        if header is not None:
             seat = committee.seat_of(header.peer)
-            if seat is None or seat != contribution.seat:
-                report.fail("authorship", f"{who}: the header is another peer's")
-                return
-            if not bls.verify(committee.seats[seat].bls_public_key, header.signing_root(), header.signature):
-                report.fail("authorship", f"{who}: the signature does not hold")
-                return
-            signatures += 1
-        for card in link.cards:
-            seat = committee.seat_of(card.validator)
-            if seat is None or (card.task, card.round, card.parent) != (
-                record.task,
-                record.round,
-                record.parent,
-            ):
-                report.fail("authorship", f"round {record.round}: a scorecard belongs elsewhere")
-                return
-            key = committee.seats[seat].bls_public_key
-            seed_root = compute_seed_root(record.task, record.round, card.parent)
-            if not bls.verify(key, card.signing_root(), card.signature) or not bls.verify(
-                key, seed_root, card.seed_proof
-            ):
-                report.fail("authorship", f"round {record.round}, validator {seat}: the signature does not hold")
-                return
-            signatures += 2
-    report.conclude("authorship", Verdict.PASS, f"{signatures} signatures of contributors and validators hold")
+            flaw = "the header is another peer's" if seat != contribution.seat else ""
+            flaw = flaw or _find_header_flaw(committee, record, header)
+            if flaw:
+                tally.fail(f"round {record.round}, seat {contribution.seat}: {flaw}")
+            tally.count += 1
+    for card in link.cards:
+        if card is not None:
+            flaw = _find_card_flaw(committee, record, card)
+            if flaw:
+                tally.fail(f"round {record.round}: {flaw}")
+            tally.count += 2
 
 
-def compute_heads(links: Sequence[Link]) -> dict[int, bytes]:
-    """Round -> chained digest after it.  `links` newest first, down to genesis."""
-    heads: dict[int, bytes] = {}
-    for link in reversed(links):
-        record = link.record
-        heads[record.round] = (
-            record.task
-            if record.round == 0
-            else signing.compute_head(
-                task=record.task,
-                round_=record.round,
-                record_digest=link.cid.digest,
-                rewards_root=record.rewards_root,
-                previous_head=heads[record.round - 1],
-            )
-        )
-    return heads
+def _find_header_flaw(committee: Committee, record: RoundRecord, header: ContributionHeader) -> str:
+    if (header.task, header.round, header.parent) != (record.task, record.round, record.parent):
+        return "the header belongs to another round"
+    seat = committee.seat_of(header.peer)
+    if seat is None:
+        return "the header is a stranger's"
+    if not bls.verify(committee.seats[seat].bls_public_key, header.signing_root(), header.signature):
+        return "the signature of the header does not hold"
+    return ""
 
 
-def _check_lineage(report: Report, attestation: Attestation | None, trust: Trust) -> None:
-    for child, parent in zip(report.links, report.links[1:], strict=False):
-        if parent.record.round != child.record.round - 1 or parent.record.task != child.record.task:
-            report.fail("lineage", f"round {child.record.round} does not follow its parent")
-            return
-    if report.links[-1].record.round != 0:
-        report.fail("lineage", "the records do not lead to genesis")
-        return
-    heads = compute_heads(report.links)
-    current = attestation
-    for link in report.links[:-1]:
-        record = link.record
-        if current is None:
-            report.fail("lineage", f"round {record.round} carries no quorum")
-            return
-        try:
-            verify_attestation(link.committee, current, record, heads[record.round - 1])
-        except FlockError as error:
-            report.fail("lineage", f"round {record.round}: {error.message}")
-            return
-        current = record.parent_attestation
-    if current is not None:
-        report.fail("lineage", "genesis claims a quorum")
-        return
-    if trust.anchors is not None:
-        for link in report.links[:-1]:
-            anchored = trust.anchors.get(link.record.round)
-            if anchored is None:
-                report.conclude(
-                    "lineage", Verdict.NOT_CHECKED, f"round {link.record.round} is not anchored yet"
-                )
-                return
-            if anchored != link.cid.digest:
-                report.fail("lineage", f"round {link.record.round}: another record is anchored on chain")
-                return
-    foreign = {link.record.committee for link in report.links} - trust.committees
-    if foreign and trust.committees:
-        report.fail("lineage", "a quorum signed, but of a committee that is not the one you trust")
-    elif foreign:
-        report.conclude(
-            "lineage", Verdict.NOT_CHECKED, "a quorum signed; name the committee or the chain to trust"
-        )
-    else:
-        where = "anchored on chain" if trust.anchors is not None else "not compared with a chain"
-        report.conclude(
-            "lineage", Verdict.PASS, f"{len(report.links) - 1} rounds to genesis, each with a quorum, {where}"
-        )
+def _find_card_flaw(committee: Committee, record: RoundRecord, card: Scorecard) -> str:
+    if (card.task, card.round, card.parent) != (record.task, record.round, record.parent):
+        return "a scorecard belongs to another round"
+    seat = committee.seat_of(card.validator)
+    if seat is None:
+        return "a scorecard is a stranger's"
+    key = committee.seats[seat].bls_public_key
+    if not bls.verify(key, card.signing_root(), card.signature):
+        return f"the signature of validator {seat} does not hold"
+    if not bls.verify(key, compute_seed_root(card.task, card.round, card.parent), card.seed_proof):
+        return f"validator {seat} chose its own public batch"
+    return ""
 
 
-def _check_participation(report: Report) -> None:
-    counted = absent = 0
-    for link, parent in zip(report.links, report.links[1:], strict=False):
+# --- lineage ----------------------------------------------------------------------------------------------
+class _Lineage(_Tally):
+    """Takes the rounds oldest first; a round is attested by the one after it, the last one from outside.
+
+    Where the records do not lead to genesis the chained digests are unknown, so no quorum can be checked.
+    """
+
+    def __init__(self, trust: Trust, spine: Spine) -> None:
+        super().__init__()
+        self._trust = trust
+        self._is_whole = spine.is_whole
+        self._heads = (NIL, NIL)  # chained digest before and after the round taken last
+        self._unanchored: int | None = None
+        self.fail(spine.flaw)
+
+    def take(self, link: Link, parent: Link | None) -> None:
         record, committee = link.record, link.committee
-        seats = [c.seat for c in record.contributions] + [a.seat for a in record.absent]
-        if sorted(seats) != list(range(len(committee.seats))):
-            report.fail("participation", f"round {record.round}: the seats are not each named once")
+        if parent is not None:
+            self.attest(parent, record.parent_attestation)
+            if record.epoch < parent.record.epoch:
+                self.fail(f"round {record.round} belongs to an earlier epoch than its parent")
+            if record.epoch == parent.record.epoch and record.committee != parent.record.committee:
+                self.fail(f"round {record.round}: another committee in the same epoch")
+        elif record.round == 0 and record.parent_attestation is not None:
+            self.fail("genesis claims a parent's quorum")
+        if committee is None:
+            self.leave_open(f"the committee of round {record.round} is missing")
+        elif (committee.task, committee.epoch) != (record.task, record.epoch):
+            self.fail(f"round {record.round} names the committee of another task or epoch")
+        self._compare(link)
+        self._heads = (self._heads[1], compute_head(record, link.cid.digest, self._heads[1]))
+
+    def attest(self, link: Link, attestation: Attestation | None) -> None:
+        """The quorum of the round taken last."""
+        record = link.record
+        if record.round == 0:
+            if attestation is not None:
+                self.fail("genesis claims a quorum")
             return
-        counted += len(record.contributions)
-        absent += len(record.absent)
-        try:
-            settled = settlement.settle(committee, parent.record, link.headers, link.cards)
-            rebuilt = settlement.compute_record(
-                parent=parent.record,
-                parent_attestation=record.parent_attestation,
-                committee=committee,
-                headers=link.headers,
-                absent=record.absent,
-                scorecards=link.cards,
-                settled=settled,
-                model_hash=record.model_hash,
-                weights=record.weights,
-            )
-        except FlockError as error:
-            report.fail("participation", f"round {record.round}: {error.message}")
-            return
-        if rebuilt != record:
-            report.fail("participation", f"round {record.round}: judgements or rewards do not follow from the scores")
-            return
-    report.conclude(
-        "participation", Verdict.PASS, f"{counted} contributions counted, {absent} absences named, rewards follow"
-    )
+        self.count += 1
+        if attestation is None:
+            self.fail(f"round {record.round} carries no quorum")
+        elif link.committee is not None and self._is_whole:
+            try:
+                verify_attestation(link.committee, attestation, record, self._heads[0])
+            except FlockError as error:
+                self.fail(f"round {record.round}: {error.message}")
+
+    def _compare(self, link: Link) -> None:
+        round_ = link.record.round
+        if self._trust.committees is not None and link.record.committee not in self._trust.committees:
+            self.fail(f"round {round_}: the committee is not the one you trust")
+        if self._trust.anchors is not None and round_ > 0:
+            anchored = self._trust.anchors.get(round_)
+            if anchored is None:
+                self._unanchored = round_ if self._unanchored is None else self._unanchored
+            elif anchored != link.cid.digest:
+                self.fail(f"round {round_}: another record is anchored on chain")
+
+    def conclude_all(self, report: Report) -> None:
+        if self.count == 0:
+            self.leave_open("genesis: nobody has signed it yet")
+        if self._trust.committees is None:
+            self.leave_open(f"a quorum signed each round, but whose? {self._trust.lack}")
+        if self._unanchored is not None:
+            self.leave_open(f"round {self._unanchored} is not anchored yet")
+        where = "not compared with a chain" if self._trust.anchors is None else "anchored on chain"
+        self.conclude(report, "lineage", f"{self.count} rounds from genesis, each with a quorum, {where}")
+
+
+# --- participation ----------------------------------------------------------------------------------------
+def _check_participation(link: Link, parent: Link | None, tally: _Tally, *, is_dense: bool) -> None:
+    record = link.record
+    if record.round == 0:
+        if record.contributions or record.absent or record.scorecards or record.trust or record.rewards:
+            tally.fail("genesis names contributions or pays somebody")
+        if record.rewards_root != NIL:
+            tally.fail("genesis pays somebody")
+        return
+    whole = link.whole()
+    if whole is None or parent is None:
+        tally.leave_open(f"round {record.round}: something that it names is missing")
+        return
+    flaw = _find_participation_flaw(record, parent.record, *whole, is_dense=is_dense)
+    if flaw:
+        tally.fail(f"round {record.round}: {flaw}")
+    tally.count += len(record.contributions) + len(record.absent)
+
+
+def _find_participation_flaw(
+    record: RoundRecord,
+    parent: RoundRecord,
+    committee: Committee,
+    headers: Sequence[ContributionHeader],
+    cards: Sequence[Scorecard],
+    *,
+    is_dense: bool,
+) -> str:
+    seats = [c.seat for c in record.contributions]
+    if sorted(seats + [a.seat for a in record.absent]) != list(range(len(committee.seats))):
+        return "the seats are not each named once"
+    if not committee.has_quorum(seats):
+        return "contributions of less than a quorum"
+    scorers = {committee.seat_of(card.validator) for card in cards}
+    if not is_dense and not committee.has_quorum(seat for seat in scorers if seat is not None):
+        return "scorecards of less than a quorum"
+    for card in cards:
+        if len({score.contribution for score in card.scores}) != len(card.scores):
+            return "a scorecard scores a contribution twice"
+    if record.parent is not None:
+        beacon = compute_beacon(record.task, record.epoch, record.round, record.parent.digest)
+        drawn = compute_shards(beacon, len(committee.seats), len(committee.seats))
+        for seat, header in zip(seats, headers, strict=True):
+            if header.shard != drawn[seat]:
+                return f"seat {seat} trained on another shard than was drawn for it"
+    try:
+        settled = settlement.settle(committee, parent, headers, cards)
+        rebuilt = settlement.compute_record(
+            parent=parent,
+            parent_attestation=record.parent_attestation,
+            committee=committee,
+            headers=headers,
+            absent=record.absent,
+            scorecards=cards,
+            settled=settled,
+            model_hash=record.model_hash,
+            weights=record.weights,
+        )
+    except FlockError as error:
+        return error.message
+    wrong = [n for n in RoundRecord.__dataclass_fields__ if getattr(rebuilt, n) != getattr(record, n)]
+    return f"what does not follow from the scorecards: {', '.join(wrong)}" if wrong else ""
