@@ -29,6 +29,10 @@ def up(
         "build/swarm"
     ),
     threads: Annotated[int, typer.Option("--threads", min=1, help="CPU threads of each trainer.")] = 1,
+    trust_module: Annotated[
+        list[str] | None,
+        typer.Option("--trust-module", help="Python module outside p2pflock that the task may import."),
+    ] = None,
     demo: Annotated[bool, typer.Option("--demo", help="Afterwards verify the checkpoint and claim rewards.")] = False,
     report: Annotated[
         Path | None, typer.Option("--report", help="Where the JSON report goes. [default: HOME/report.json]")
@@ -47,7 +51,9 @@ def up(
     spec = read_task(task)
     if rounds is not None:
         spec = spec.with_rounds(rounds)
-    swarm = LocalSwarm(home.resolve(), spec, peers, chain, LOCAL, threads=threads)
+    swarm = LocalSwarm(
+        home.resolve(), spec, peers, chain, LOCAL, threads=threads, trusted_modules=tuple(trust_module or ())
+    )
     output = Output(form)
 
     async def main() -> dict[str, Any]:
@@ -190,7 +196,7 @@ class SwarmView:
 
         peer = next(p for p in self._swarm.peers if "finished" in p.facts)
         assert self.checkpoint is not None
-        found = verification.verify_home(peer.home, self.checkpoint)
+        found = verification.verify_home(peer.home, self.checkpoint, trusted_modules=self._swarm.trusted_modules)
         self._verify = {
             name: {"verdict": finding.verdict.value, "reason": finding.reason}
             for name, finding in found.findings.items()
