@@ -230,6 +230,8 @@ class SwarmView:
 
 def show(output: Output, document: dict[str, Any]) -> None:
     """The tables a person reads."""
+    has_chain = any(row["anchor_tx"] for row in document["rounds"])
+    columns = ("round", "accuracy", "loss", "peers", "model hash", "payload", "wire so far")
     rows = []
     for row in document["rounds"]:
         hashes = set(row["model_hash"].values())
@@ -244,13 +246,12 @@ def show(output: Output, document: dict[str, Any]) -> None:
                 next(iter(hashes))[:12] if len(hashes) == 1 else "DIFFERENT",
                 format_bytes(sum(payloads) / len(payloads)) if payloads else "",
                 format_bytes(sum(wire) / len(wire)) if wire else "",
-                (row["anchor_tx"] or "")[:10],
-                f"{row['gas']:,}" if row["gas"] else "",
+                *((row["anchor_tx"] or "")[:10], f"{row['gas']:,}" if row["gas"] else "")[: 2 * has_chain],
             )
         )
     output.table(
         f"{document['task']}: {len(document['peers'])} peers, no server",
-        ("round", "accuracy", "loss", "peers", "model hash", "payload", "wire so far", "anchor", "gas"),
+        (*columns, "anchor", "gas") if has_chain else columns,
         rows,
         right=("round", "accuracy", "loss", "peers", "payload", "wire so far", "gas"),
     )

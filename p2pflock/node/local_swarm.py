@@ -237,9 +237,10 @@ class LocalSwarm:
         log = peer.home / "logs" / "peer.log"
         lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
         cause = next((line for line in reversed(lines) if line.startswith("error:")), lines[-1] if lines else "")
+        fix = next((line for line in reversed(lines) if line.startswith("fix:")), "")
         raise StartupError(
             f"{peer.name} ended with exit code {peer.process.returncode}: {cause.removeprefix('error: ')}",
-            f"see {log}",
+            fix.removeprefix("fix: ") or f"see {log}",
         )
 
     def read_new_events(self, peer: PeerProcess) -> list[dict[str, Any]]:
