@@ -72,6 +72,9 @@ def run(
         list[str] | None,
         typer.Option("--trust-module", help="Python module outside p2pflock that the task may import."),
     ] = None,
+    kubo: Annotated[
+        str, typer.Option("--kubo", help="RPC of an IPFS daemon to pin at, e.g. /ip4/127.0.0.1/tcp/5001/http.")
+    ] = "",
     threads: Annotated[int, typer.Option("--threads", min=1, max=256, help="CPU threads of the trainer.")] = 1,
     exit_when_done: Annotated[
         bool, typer.Option("--exit-when-done", help="End after the last round instead of serving on.")
@@ -82,7 +85,7 @@ def run(
     import trio
 
     from p2pflock import processes
-    from p2pflock.node.assembly import PeerConfig, run_peer, write_run_file
+    from p2pflock.node.assembly import PeerConfig, run_peer
     from p2pflock.params import get_preset
     from p2pflock.storage import keystore
 
@@ -106,6 +109,7 @@ def run(
         committee_file=committee,
         trusted_modules=tuple(trust_module or ()),
         threads=threads,
+        kubo=kubo,
     )
     output = Output(form)
 
@@ -117,16 +121,6 @@ def run(
             await run_peer(config, signer, finished=done, listen=screen.show)
             nursery.cancel_scope.cancel()
 
-    write_run_file(
-        home,
-        {
-            "task": spec.task_id.hex(),
-            "rpc": rpc,
-            "address_book": str(address_book.resolve()) if address_book else "",
-            "committee": str(committee.resolve()) if committee else "",
-            "pid": os.getpid(),
-        },
-    )
     trio.run(main, strict_exception_groups=True)
 
 

@@ -81,6 +81,9 @@ def up(
     show(output, document)
     output.line(f"report: {target}")
     output.document(document)
+    split = [row["round"] for row in document["rounds"] if len(set(row["model_hash"].values())) > 1]
+    if split:
+        raise VerificationError(f"peers hold different models after round {split[0]}", "this is a bug: report it")
     failed = [name for name, found in document["verify"].items() if found["verdict"] == "FAIL"]
     if failed:
         raise VerificationError(f"verification failed: {', '.join(failed)}", "see the reasons in the report")

@@ -23,6 +23,7 @@ from p2pflock.node.context import PeerContext, TaskFacts
 from p2pflock.node.events import EventLog
 from p2pflock.node.ledger import Ledger
 from p2pflock.node.peer import Peer
+from p2pflock.node.pinning import Pinning
 from p2pflock.params import NetworkParams
 from p2pflock.ports import Chain, Signer
 from p2pflock.primitives import peerid
@@ -55,6 +56,7 @@ class PeerConfig:
     rpc_url: str = ""  # empty: no chain, the committee comes from `committee_file`
     address_book: Path | None = None
     committee_file: Path | None = None
+    kubo: str = ""  # multiaddress of a daemon's RPC that checkpoints are pinned at
     trusted_modules: Sequence[str] = ()
     threads: int = 1
     pacing: Pacing = field(default_factory=Pacing)
@@ -149,6 +151,7 @@ async def run_peer(
         VoteJournal.open(config.home / "votes.journal") as votes,
         VoteJournal.open(config.home / f"ledger-{facts.task.hex()[:16]}.journal") as index,
     ):
+        write_run_file(config)
         spec_block = config.spec.encode()
         store.put(facts.spec, spec_block)
         async with (
@@ -224,6 +227,8 @@ async def run_peer(
                 )
                 nursery.start_soon(_watch, watching, {"swarm": swarm.child, "trainer": trainer.child})
                 nursery.start_soon(_collect_garbage, store)
+                if config.kubo:
+                    nursery.start_soon(Pinning(context, config.kubo).run)
                 peer = Peer(context, pacing=config.pacing, timeouts=Timeouts.create())
                 await peer.run(finished=finished)
             finally:
@@ -256,9 +261,18 @@ async def _watch(scope: trio.CancelScope, children: Mapping[str, Child]) -> None
                 nursery.start_soon(watch, name, child)
 
 
-def write_run_file(home: Path, facts: dict[str, object]) -> None:
-    """What other commands of this home need to know (status, verify, claim): no secrets."""
-    path = home / "run.json"
+def write_run_file(config: PeerConfig) -> None:
+    """What other commands of this home need to know (status, verify, claim): no secrets.
+
+    Only whoever holds the home's locks may call it, or a second start by mistake would rewrite it."""
+    facts = {
+        "task": config.spec.task_id.hex(),
+        "rpc": config.rpc_url,
+        "address_book": str(config.address_book.resolve()) if config.address_book else "",
+        "committee": str(config.committee_file.resolve()) if config.committee_file else "",
+        "pid": os.getpid(),
+    }
+    path = config.home / "run.json"
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     temporary.replace(path)
@@ -269,5 +283,8 @@ def read_run_file(home: Path) -> dict[str, str]:
     try:
         loaded: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise KeystoreError(f"{home} is not the home of a peer that ran: {error}", "pass --home DIR") from error
+        reason = getattr(error, "strerror", None) or error
+        raise KeystoreError(
+            f"{home} is not the home of a peer that ran: run.json: {reason}", "pass --home DIR"
+        ) from error
     return loaded

@@ -22,9 +22,10 @@ RETRY_SECONDS = 10.0
 class Pinning:
     """Keeps the daemon's pin at the ledger's head."""
 
-    def __init__(self, context: PeerContext, daemon: KuboStore) -> None:
+    def __init__(self, context: PeerContext, address: str) -> None:
         self._context = context
-        self._daemon = daemon
+        self._address = address
+        self._daemon: KuboStore | None = None  # connected to when there is something to pin
         self._pinned: CID | None = None
 
     async def run(self) -> None:
@@ -45,6 +46,8 @@ class Pinning:
             )
 
     def _pin(self, manifest: CID) -> int:
+        if self._daemon is None:
+            self._daemon = KuboStore(self._address)
         sent = self._daemon.pin_graph(self._context.store, manifest)
         if self._pinned is not None:
             self._daemon.unpin(self._pinned)
