@@ -180,7 +180,7 @@ class Exchange(Protocol):
         ...
 
     async def expect(self, round_key: bytes, cid: CID, size_bytes: int) -> None:
-        """Allow a foreign payload of exactly this size and content id."""
+        """Allow a foreign payload of this content id and at most this size; the largest size named counts."""
         ...
 
     async def swap(self, round_key: bytes, partner: bytes, *, deadline_seconds: float) -> Sequence[CID]:

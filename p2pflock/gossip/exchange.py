@@ -308,7 +308,7 @@ class _Session:
             if kind != PAYLOAD or len(body) != CID_BYTES + 8:
                 raise InvalidMessageError("unexpected frame")
             cid, size = CID.from_bytes(body[:CID_BYTES]), int.from_bytes(body[CID_BYTES:], "big")
-            if self._wanted.pop(cid, None) != size:
+            if size > self._wanted.pop(cid, -1):
                 self._owner.pool.refused += 1
                 raise InvalidMessageError("a payload that was not asked for")
             if await self._receive_payload(cid, size):

@@ -1,8 +1,11 @@
 """The payloads of the current rounds that this peer holds or waits for, in memory.
 
 Law: what is held is bounded by what the node itself asked for.  A payload enters only when `expect` named its
-content id and exact size beforehand and the bytes hash to that id; an own payload enters through `offer`.  No
-I/O here: exchange.py moves the bytes, testing.swarm uses the same pool.
+content id and a size that it does not exceed beforehand and the bytes hash to that id; an own payload enters
+through `offer`.  No I/O here: exchange.py moves the bytes, testing.swarm uses the same pool.
+
+Attack: a member names another's content id with a false size, so that the true payload is refused wherever
+the lie was heard first.  The id alone says what the bytes are; a size is only a bound, and the largest counts.
 """
 
 from __future__ import annotations
@@ -55,7 +58,7 @@ class PayloadPool:
         self._keep(self._rounds[round_key], round_key, cid, payload)
 
     def expect(self, round_key: bytes, cid: CID, size_bytes: int) -> None:
-        """Allow one payload.  Naming it again is fine, with another size InvalidMessageError.
+        """Allow one payload of at most this size.  Naming it again is fine; the larger size counts.
 
         Raises:
             InvalidMessageError: the payloads promised by peers would not fit the memory bound.
@@ -69,19 +72,18 @@ class PayloadPool:
                 raise LocalProtocolError(f"more than {MAX_ROUNDS} rounds open: forget the old ones")
             round_ = self._rounds[round_key] = _Round()
         known = round_.expected.get(cid)
-        if known is not None:
-            if known != size_bytes:
-                raise InvalidMessageError("one content id with two sizes")
+        if known is not None and known >= size_bytes:
             return
-        if size_bytes < 0 or len(round_.expected) >= MAX_PAYLOADS_PER_ROUND:
+        if size_bytes < 0 or (known is None and len(round_.expected) >= MAX_PAYLOADS_PER_ROUND):
             raise InvalidMessageError("too many payloads in this round")
-        if self._promised_bytes + size_bytes > self._max_total_bytes:
+        more_bytes = size_bytes - (known or 0)
+        if self._promised_bytes + more_bytes > self._max_total_bytes:
             raise InvalidMessageError("payloads of the open rounds exceed the memory bound")
         round_.expected[cid] = size_bytes
-        self._promised_bytes += size_bytes
+        self._promised_bytes += more_bytes
 
     def wanted(self, round_key: bytes) -> dict[CID, int]:
-        """Content id -> size of what is expected and not here."""
+        """Content id -> largest size of what is expected and not here."""
         round_ = self._rounds.get(round_key)
         if round_ is None:
             return {}
@@ -93,7 +95,7 @@ class PayloadPool:
 
     def accept(self, round_key: bytes, cid: CID, payload: bytes) -> bool:
         """Take in a foreign payload; whether it is new here.  Raises InvalidMessageError when it was not
-        expected, has another size, or does not hash to its id."""
+        expected, is larger than that, or does not hash to its id."""
         if unixfs.compute_cid(payload) != cid:
             self.refused += 1
             raise InvalidMessageError("payload does not match its content id")
@@ -102,7 +104,7 @@ class PayloadPool:
     def accept_hashed(self, round_key: bytes, cid: CID, payload: bytes) -> bool:
         """As `accept`, for a payload whose id was just computed (in a thread, when it is large)."""
         round_ = self._rounds.get(round_key)
-        if round_ is None or round_.expected.get(cid) != len(payload):
+        if round_ is None or len(payload) > round_.expected.get(cid, -1):
             self.refused += 1
             raise InvalidMessageError("payload was not expected")
         return self._keep(round_, round_key, cid, payload)

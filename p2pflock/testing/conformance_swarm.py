@@ -6,6 +6,7 @@ one check from another's, so that expensive swarms can serve all checks.  Run th
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import trio
 
-from p2pflock.errors import InvalidMessageError, LocalProtocolError, UnavailableError
+from p2pflock.errors import LocalProtocolError, UnavailableError
 from p2pflock.ports import Swarm
 from p2pflock.primitives import unixfs
 from p2pflock.primitives.cid import CID
@@ -131,8 +132,14 @@ async def check_only_expected_payloads_enter(swarms: Sequence[Swarm], peers: Pee
     assert await swarms[1].swap(round_key, peers[0], deadline_seconds=DEADLINE_SECONDS) == []
     assert await swarms[1].collect(round_key) == {}
     await _raises(LocalProtocolError, lambda: swarms[1].offer(round_key, cid, b"not what the id says"))
+    # Too small a size keeps it out; any other, true or too large, lets it in.
+    await swarms[1].expect(round_key, cid, len(payload) - 1)
+    with contextlib.suppress(UnavailableError):
+        assert await swarms[1].swap(round_key, peers[0], deadline_seconds=DEADLINE_SECONDS) == []
+    assert await swarms[1].collect(round_key) == {}
+    await swarms[1].expect(round_key, cid, len(payload) + 1)
     await swarms[1].expect(round_key, cid, len(payload))
-    await _raises(InvalidMessageError, lambda: swarms[1].expect(round_key, cid, len(payload) + 1))
+    assert await swarms[1].swap(round_key, peers[0], deadline_seconds=DEADLINE_SECONDS) == [cid]
     for swarm in swarms[:2]:
         await swarm.forget(round_key)
 

@@ -202,9 +202,9 @@ def _give(giver: FakeSwarm, taker: FakeSwarm, round_key: bytes) -> list[CID]:
     given = []
     for cid, size in taker.pool.wanted(round_key).items():
         payload = giver.pool.find(round_key, cid)
-        if payload is not None and len(payload) == size and taker.pool.accept(round_key, cid, payload):
-            giver.sent_bytes += size
-            taker.received_bytes += size
+        if payload is not None and len(payload) <= size and taker.pool.accept(round_key, cid, payload):
+            giver.sent_bytes += len(payload)
+            taker.received_bytes += len(payload)
             given.append(cid)
     return given
 

@@ -50,16 +50,26 @@ def test_what_does_not_match_is_refused(pool, payload):
 def test_unexpected_is_refused(pool):
     with pytest.raises(InvalidMessageError):
         pool.accept(b"r", CID, PAYLOAD)
-    pool.expect(b"r", CID, len(PAYLOAD) + 1)
+    pool.expect(b"r", CID, len(PAYLOAD) - 1)
     with pytest.raises(InvalidMessageError):
         pool.accept(b"r", CID, PAYLOAD)
 
 
-def test_one_id_has_one_size(pool):
-    pool.expect(b"r", CID, 15)
-    pool.expect(b"r", CID, 15)
+@pytest.mark.parametrize("lie", [-1, 1])
+def test_a_false_size_for_anothers_content_stops_nothing(pool, lie):
+    pool.expect(b"r", CID, len(PAYLOAD) + lie)
+    pool.expect(b"r", CID, len(PAYLOAD))
+    assert pool.promised_bytes == len(PAYLOAD) + max(0, lie)
+    assert pool.accept(b"r", CID, PAYLOAD)
+    pool.forget(b"r")
+    assert pool.promised_bytes == 0
+
+
+def test_a_raised_size_is_bounded_too(pool):
+    pool.expect(b"r", CID, 900)
     with pytest.raises(InvalidMessageError):
-        pool.expect(b"r", CID, 16)
+        pool.expect(b"r", CID, 1001)
+    assert pool.promised_bytes == 900
 
 
 def test_promises_are_bounded_and_given_back(pool):
