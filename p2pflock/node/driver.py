@@ -17,7 +17,7 @@ from p2pflock.errors import FlockError, LocalProtocolError, RemoteProtocolError,
 from p2pflock.node.context import PeerContext
 from p2pflock.node.ledger import Decision
 from p2pflock.node.recordwork import RecordWork
-from p2pflock.ports import TrainResult
+from p2pflock.ports import PayloadScore, TrainResult
 from p2pflock.primitives import unixfs
 from p2pflock.primitives.cid import CID
 from p2pflock.protocol import ballots, rounds
@@ -106,17 +106,23 @@ class RoundDriver:
     def deliver(self, message: Message) -> None:
         """A verified message of this round.  Drops it when the inbox is full (it will be sent again)."""
         machine = self._round
-        if isinstance(message, ContributionHeader | Scorecard):
-            self._keep(message)
         match message:
             case ContributionHeader():
-                self._feed_foreign(lambda now: machine.on_header(message, now))
+                self._feed_foreign(lambda now: self._kept(message, machine.on_header(message, now)))
             case Scorecard():
-                self._feed_foreign(lambda now: machine.on_scorecard(message, now))
+                self._feed_foreign(lambda now: self._kept(message, machine.on_scorecard(message, now)))
             case Proposal():
                 self._feed_foreign(lambda now: machine.on_proposal(message, now))
             case Vote():
                 self._feed_foreign(lambda now: machine.on_vote(message, now))
+
+    def _kept(
+        self, message: ContributionHeader | Scorecard, effects: tuple[rounds.Effect, ...]
+    ) -> tuple[rounds.Effect, ...]:
+        """Attack: a member signs thousands of headers to fill our disk; only the first of a seat is stored."""
+        if self._round.collection.holds(message):
+            self._keep(message)
+        return effects
 
     def _keep(self, message: ContributionHeader | Scorecard) -> None:
         """A record links to it, so whoever checks the record must be able to fetch it from us."""
@@ -149,7 +155,9 @@ class RoundDriver:
 
     # --- the loop ---
     async def run(self) -> Decision:
-        """Until the round is decided and its checkpoint adopted.  May be cancelled at any time."""
+        """Until the round is decided and its checkpoint adopted.  May be cancelled at any time.
+
+        Raises RemoteProtocolError when a part of the decided round cannot be had from anybody."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             nursery.start_soon(self._resend_loop)
@@ -167,9 +175,7 @@ class RoundDriver:
                 await self._carry_out(self._round.on_presence(self._live(), now))
                 await self._carry_out(self._round.on_tick(now))
             nursery.cancel_scope.cancel()
-        # A half adopted checkpoint would make every later fold wrong: finish what was begun.
-        with trio.CancelScope(shield=True):
-            return await self._conclude(self._decided)
+        return await self._conclude(self._decided)
 
     async def _begin(self) -> None:
         header = next((ContributionHeader.decode(e.body) for e in self._saved if e.kind == "header"), None)
@@ -193,7 +199,7 @@ class RoundDriver:
                 case rounds.Fetch(_, header) if self._context.facts.is_dense:
                     self.arrived(header.payload)  # a dense vector is averaged, never sent around
                 case rounds.Fetch(_, header):
-                    await self._context.swarm.expect(self._key, header.payload, header.payload_bytes)
+                    await self._expect(header)
                 case rounds.ScoreContributions(headers):
                     self._context.events.emit("collected", round=self.round, contributions=len(headers))
                     work = self._average if self._context.facts.is_dense else self._score
@@ -217,6 +223,12 @@ class RoundDriver:
                     self._save_evidence(first, second)
                 case ballots.Decided():
                     self._decided = effect
+
+    async def _expect(self, header: ContributionHeader) -> None:
+        try:
+            await self._context.swarm.expect(self._key, header.payload, header.payload_bytes)
+        except RemoteProtocolError as error:  # more than we have room for
+            self._context.events.emit("dropped", what="contribution", reason=str(error))
 
     # --- training and scoring ---
     async def _train(self) -> None:
@@ -278,6 +290,11 @@ class RoundDriver:
         scores = await context.trainer.score(
             self.round, [payloads[header.payload] for header in held], compute_score_seed(seed_proof)
         )
+        # Attack: a header that lies about its payload's size.
+        scores = [
+            score if len(payloads[header.payload]) == header.payload_bytes else PayloadScore(False, 0, 0)
+            for header, score in zip(held, scores, strict=True)
+        ]
         bare = Scorecard(
             task=context.facts.task,
             round=self.round,

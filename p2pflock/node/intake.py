@@ -35,9 +35,9 @@ RULES: Mapping[Kind, Callable[..., validation.Ruling]] = {
     Vote: validation.validate_vote,
 }
 EARLY_AN_AUTHOR = 64
-EARLY_AUTHORS = 512
+EARLY_BYTES_AN_AUTHOR = 1 << 20
 SEEN = 8192
-VOTES_A_SLOT = 3
+VERSIONS_A_SLOT = 3
 _VERDICTS = {
     validation.Decision.ACCEPT: Verdict.ACCEPT,
     validation.Decision.IGNORE: Verdict.IGNORE,
@@ -54,7 +54,7 @@ class Intake:
         self._facts: validation.RoundFacts | None = None
         self._early: OrderedDict[bytes, OrderedDict[bytes, Kind]] = OrderedDict()
         self._seen: OrderedDict[bytes, None] = OrderedDict()  # accepted in this round, by sha256
-        self._votes: Counter[tuple[bytes, int, int]] = Counter()
+        self._versions: Counter[tuple[object, ...]] = Counter()
         self.refused: Counter[str] = Counter()
 
     def _topic(self, name: str) -> str:
@@ -83,7 +83,7 @@ class Intake:
         )
         self._driver = driver
         self._seen.clear()
-        self._votes.clear()
+        self._versions.clear()
         early, self._early = self._early, OrderedDict()
         for author, held in early.items():
             for data, kind in held.items():
@@ -113,8 +113,8 @@ class Intake:
         ruling = RULES[kind](facts, message)
         if not ruling.is_accepted:
             return self._refuse(_VERDICTS[ruling.decision], f"{kind.KIND}: {ruling.reason}")
-        if isinstance(message, Vote) and not self._count(message):
-            self.refused["vote: too many different ones for one slot"] += 1
+        if not self._count(message):
+            self.refused[f"{kind.KIND}: too many different ones for one slot"] += 1
             return Verdict.IGNORE  # whoever forwarded it may have seen no more than three
         self._seen[digest] = None
         if len(self._seen) > SEEN:
@@ -123,22 +123,42 @@ class Intake:
             self._driver.deliver(message)
         return Verdict.ACCEPT
 
-    def _count(self, vote: Vote) -> bool:
-        """Attack: a member signs a thousand different votes for one slot.  Three are as many as consensus uses."""
-        slot = (vote.validator, vote.view, vote.step)
-        self._votes[slot] += 1
-        return self._votes[slot] <= VOTES_A_SLOT
+    def _count(self, message: Message) -> bool:
+        """Attack: a member signs a thousand messages for one slot.  Two are proof, three as many votes as
+        consensus uses."""
+        slot = _slot(message)
+        self._versions[slot] += 1
+        return self._versions[slot] <= VERSIONS_A_SLOT
 
     def _refuse(self, verdict: Verdict, reason: str) -> Verdict:
         if verdict is Verdict.REJECT:
             self.refused[reason if len(self.refused) < 64 or reason in self.refused else "other"] += 1
         return verdict
 
+    @property
+    def early_bytes(self) -> int:
+        """Held for the next round; at most EARLY_BYTES_AN_AUTHOR a seat."""
+        return sum(len(data) for held in self._early.values() for data in held)
+
     def _keep_early(self, author: bytes, data: bytes, kind: Kind) -> None:
-        """Attack: a stranger fills memory with messages of rounds to come; bounded by author and in total."""
+        """Attack: memory filled with messages of rounds to come, which nobody can check yet.  Only members may
+        have some kept, a few and not large; what is pushed out is sent again."""
+        if self._context.committee.seat_of(author) is None:
+            return
         held = self._early.setdefault(author, OrderedDict())
         held[data] = kind
-        if len(held) > EARLY_AN_AUTHOR:
+        while len(held) > EARLY_AN_AUTHOR or sum(map(len, held)) > EARLY_BYTES_AN_AUTHOR:
             held.popitem(last=False)
-        if len(self._early) > EARLY_AUTHORS:
-            self._early.popitem(last=False)
+
+
+def _slot(message: Message) -> tuple[object, ...]:
+    """What a member may say only once."""
+    match message:
+        case ContributionHeader():
+            return "header", message.peer
+        case Scorecard():
+            return "scorecard", message.validator
+        case Proposal():
+            return "proposal", message.proposer, message.view
+        case Vote():
+            return "vote", message.validator, message.view, message.step

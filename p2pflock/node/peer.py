@@ -7,11 +7,12 @@ verified and folded instead.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import trio
 
-from p2pflock.errors import LocalProtocolError, RemoteProtocolError
+from p2pflock.errors import LocalProtocolError, RemoteProtocolError, UnavailableError
 from p2pflock.node.anchoring import Anchoring
 from p2pflock.node.context import PeerContext
 from p2pflock.node.driver import RoundDriver
@@ -22,14 +23,25 @@ from p2pflock.node.recordwork import RecordWork
 from p2pflock.node.sync import BlockExchange, RoundSync
 from p2pflock.ports import Genesis
 from p2pflock.protocol.collection import Pacing
-from p2pflock.protocol.messages import RoundRecord
+from p2pflock.protocol.messages import Attestation, RoundRecord
 from p2pflock.protocol.timeouts import Timeouts
 
 WATCH_SECONDS = 0.5
+ASK_AT_ONCE = 8
+LATE_SECONDS = 10.0  # how long nobody asks again who did not answer
+DOUBT_SECONDS = 60.0  # the same for who had nothing to show, or a lie
 LAG_SECONDS = 2.0  # how long others may be ahead before we give up deciding by ourselves
 START_SECONDS = 120.0
 SAMPLE_LENGTH = 400  # of what the finished model makes, in the task's own units
 KEPT_ROUNDS = 2  # whose payloads the exchange still holds; older ones are served from the block store
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """Rounds after our head with their quorums, and who served them."""
+
+    peer: bytes
+    decisions: Sequence[tuple[RoundRecord, Attestation]]
 
 
 def build_genesis(context: PeerContext, genesis: Genesis) -> RoundRecord:
@@ -72,6 +84,7 @@ class Peer:
         self.anchoring = Anchoring(context)
         self._sync: RoundSync | None = None
         self._driver: RoundDriver | None = None
+        self._doubted: dict[bytes, float] = {}  # peer -> until when its claims are not looked at
 
     async def run(self, *, finished: Callable[[], None] = lambda: None) -> None:
         """Until cancelled; calls `finished` once the last round is decided and, with a chain, anchored."""
@@ -141,86 +154,122 @@ class Peer:
     async def _live_through_rounds(self) -> None:
         context = self._context
         while context.ledger.head.record.round < context.facts.rounds:
-            if self.presence.ahead() and await self._catch_up():
-                continue
-            if context.seat is None:
-                await trio.sleep(WATCH_SECONDS)
-            else:
-                await self._play_round()
+            found = await (self._follow() if context.seat is None else self._play_round())
+            if found is not None:
+                await self._catch_up(found)
 
-    async def _play_round(self) -> None:
-        """One round, unless the others finish it without us."""
+    async def _follow(self) -> _Found:
+        """An onlooker's round: whatever others decide."""
+        found: list[_Found] = []
+        async with trio.open_nursery() as nursery:
+            await self._watch_others(0.0, nursery.cancel_scope, found)
+        return found[0]
+
+    async def _play_round(self) -> _Found | None:
+        """One round, unless others prove to have finished it without us: then what they decided."""
         context = self._context
         self._driver = driver = RoundDriver(
             context, self.intake.publish, self.presence.live_seats, self._work, self._timeouts, self._pacing
         )
         decided: list[Decision] = []
+        found: list[_Found] = []
         self.intake.enter(driver)
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._watch_for_laggard, nursery.cancel_scope)
-                decided.append(await driver.run())
+                nursery.start_soon(self._watch_others, LAG_SECONDS, nursery.cancel_scope, found)
+                try:
+                    decided.append(await driver.run())
+                except RemoteProtocolError as error:
+                    # Decided, but a part of it was not to be had: the others serve it with its round.
+                    context.events.emit("dropped", what="decided round", reason=str(error))
+                    await trio.sleep(WATCH_SECONDS)
                 nursery.cancel_scope.cancel()
         finally:
             self.intake.leave()
             self._driver = None
         if not decided:
-            return
+            return found[0] if found else None
         decision = decided[0]
         self._timeouts = driver.machine.timeouts
         if driver.round > KEPT_ROUNDS:
             await context.swarm.forget(context.round_key(driver.round - KEPT_ROUNDS))
         self._report_traffic(decision.record.round)
         await self._evaluate(decision)
+        return None
 
-    async def _watch_for_laggard(self, scope: trio.CancelScope) -> None:
-        since: float | None = None
-        while True:
-            await trio.sleep(WATCH_SECONDS)
-            if not self.presence.ahead():
-                since = None
-            elif since is None:
+    # --- when others are ahead ---
+    async def _watch_others(self, patience_seconds: float, scope: trio.CancelScope, found: list[_Found]) -> None:
+        """Cancels `scope` once somebody has proved rounds that we lack.
+
+        Attack: a member says that it is far ahead.  Saying so costs it a request; what we do goes on until a
+        quorum's signatures are here.  Nobody waits for one round: being a moment behind is no reason to ask.
+        """
+        since = self._context.now
+        while not found:
+            claims = self._claims()
+            if not claims:
                 since = self._context.now
-            elif self._context.now - since > LAG_SECONDS and await self._is_overtaken():
-                scope.cancel()
+            elif self._context.now - since >= patience_seconds or self._is_far_behind(claims):
+                await self._ask(claims, found)
+                if found:
+                    break
+            await trio.sleep(WATCH_SECONDS)
+        scope.cancel()
 
-    async def _is_overtaken(self) -> bool:
-        """Whether a quorum really decided this round without us.  Only its signatures stop a round: a status
-        message is anybody's claim."""
-        assert self._sync is not None
-        for peer in self.presence.ahead():
-            try:
-                if await self._sync.fetch_decisions(peer):
-                    return True
-            except RemoteProtocolError as error:
-                self._context.events.emit("dropped", what="rounds of a peer", reason=str(error))
-            self.presence.discredit(peer)
-        return False
+    def _claims(self) -> list[bytes]:
+        """Whom to ask: those who say that they are ahead and have not been found out lately; members first."""
+        now = self._context.now
+        self._doubted = {peer: until for peer, until in self._doubted.items() if until > now}
+        ahead = [peer for peer in self.presence.ahead() if peer not in self._doubted]
+        return sorted(ahead, key=lambda peer: self._context.committee.seat_of(peer) is None)
 
-    async def _catch_up(self) -> bool:
-        """Follow whoever is ahead; False when nobody could show it."""
+    def _is_far_behind(self, claims: Sequence[bytes]) -> bool:
+        """Two rounds or more: then nobody will vote with us in ours."""
+        return any(self.presence.lead_of(peer) > 1 for peer in claims)
+
+    async def _ask(self, claims: Sequence[bytes], found: list[_Found]) -> None:
+        """The first proof wins; who has none, or a false one, is not asked again for a while."""
         context = self._context
         assert self._sync is not None
-        begun = context.now
-        ahead = self.presence.ahead()
-        for peer in ahead:
+        sync = self._sync
+
+        async def ask(peer: bytes, scope: trio.CancelScope) -> None:
             try:
-                done = await self._sync.catch_up(peer, ahead)
+                decisions = await sync.fetch_decisions(peer)
             except RemoteProtocolError as error:
+                is_late = isinstance(error, UnavailableError)
+                self._doubted[peer] = context.now + (LATE_SECONDS if is_late else DOUBT_SECONDS)
                 context.events.emit("dropped", what="rounds of a peer", reason=str(error))
-                self.presence.discredit(peer)
-                continue
-            if done.to_round > done.from_round:
-                context.events.emit(
-                    "caught_up",
-                    from_round=done.from_round,
-                    to_round=done.to_round,
-                    model_hash=context.ledger.head.record.model_hash.hex(),
-                    seconds=round(context.now - begun, 3),
-                )
-                return True
-            self.presence.discredit(peer)
-        return False
+                return
+            if decisions and not found:
+                found.append(_Found(peer, decisions))
+                scope.cancel()
+            elif not decisions:
+                self._doubted[peer] = context.now + DOUBT_SECONDS
+
+        async with trio.open_nursery() as nursery:
+            for peer in claims[:ASK_AT_ONCE]:
+                nursery.start_soon(ask, peer, nursery.cancel_scope)
+
+    async def _catch_up(self, found: _Found) -> None:
+        context = self._context
+        assert self._sync is not None
+        begun, start = context.now, context.ledger.head.record.round
+        sources = [*self._claims(), *self.presence.live_peers()]
+        try:
+            await self._sync.catch_up(found.peer, list(dict.fromkeys(sources)), found.decisions)
+        except RemoteProtocolError as error:
+            self._doubted[found.peer] = context.now + LATE_SECONDS
+            context.events.emit("dropped", what="rounds of a peer", reason=str(error))
+        head = context.ledger.head.record
+        if head.round > start:
+            context.events.emit(
+                "caught_up",
+                from_round=start,
+                to_round=head.round,
+                model_hash=head.model_hash.hex(),
+                seconds=round(context.now - begun, 3),
+            )
 
     def _report_traffic(self, round_: int) -> None:
         control, swarm = self._context.host.traffic(), self._context.swarm.traffic()

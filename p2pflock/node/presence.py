@@ -110,6 +110,11 @@ class Presence:
             self._discredited.clear()
         self._discredited[peer] = self._context.now + DISCREDIT_SECONDS
 
+    def lead_of(self, peer: bytes) -> int:
+        """Rounds that a peer says it has decided and we have not."""
+        status = self._status.get(peer)
+        return max(0, status.round - self._context.ledger.head.record.round) if status else 0
+
     def record_of(self, peer: bytes) -> PeerRecord | None:
         return self._records.get(peer)
 

@@ -10,6 +10,7 @@ fetched by its content id, validated like gossip, and missing ones make the chec
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 
 import trio
@@ -82,28 +83,40 @@ class RecordWork:
         """Make a decided record's checkpoint the current one, store its blocks, append it to the ledger.
 
         The model is adopted before the ledger names it: a crash in between repeats the fold (sync.restore).
+        May be cancelled while it fetches; from then on it finishes, because a ledger behind its trainer would
+        make every later fold wrong.  Raises RemoteProtocolError when a part cannot be had.
         """
         context = self._context
         record = RoundRecord.decode(encoded)
         authors = [seat.peer for seat in context.committee.seats if seat.peer != context.signer.peer_id]
         headers, cards = await self._gather(record, collection, authors)
-        if context.facts.is_dense:
-            await self._adopt_mean(record, authors)
-        else:
-            await self._adopt_fold(record, headers)
-        if self._is_snapshot(record.round):
-            context.store_file(await context.trainer.export())
-        blocks = [message.encode() for message in (*headers, *cards)]
-        decision = context.ledger.append(record, attestation, [context.committee.to_block().encode(), *blocks])
+        # Who precommitted had checked the record, so it holds the payloads.
+        signers = [context.peer_of(seat) for seat in sorted(attestation.seats()) if seat != context.seat]
+        payloads = {} if context.facts.is_dense else await self._payloads(headers, signers)
+        with trio.CancelScope(shield=True):
+            if context.facts.is_dense:
+                await self._adopt_mean(record, authors)
+            else:
+                await self._adopt_fold(record, headers, payloads)
+            if self._is_snapshot(record.round):
+                context.store_file(await context.trainer.export())
+            blocks = [message.encode() for message in (*headers, *cards)]
+            decision = context.ledger.append(
+                record, attestation, [context.committee.to_block().encode(), *blocks]
+            )
         self._mean = None
         self._headers.clear()
         self._cards.clear()
         self._folds.clear()
         return decision
 
-    async def _adopt_fold(self, record: RoundRecord, headers: Sequence[ContributionHeader]) -> None:
+    async def _adopt_fold(
+        self,
+        record: RoundRecord,
+        headers: Sequence[ContributionHeader],
+        payloads: Mapping[CID, bytes],
+    ) -> None:
         context = self._context
-        payloads = await self._payloads(headers)
         fold = await self._fold(record, headers, payloads)
         if fold.model_hash != record.model_hash:
             raise InvalidMessageError(f"round {record.round}: the fold does not give the decided model")
@@ -140,7 +153,9 @@ class RecordWork:
         scorers = {committee.seat_of(card.validator) or 0 for card in cards}
         if not self._context.facts.is_dense and not committee.has_quorum(scorers):
             raise InvalidMessageError("record holds scorecards of less than a quorum")
-        rebuilt = await self._rebuild(parent, headers, cards, record.absent, record.parent_attestation)
+        rebuilt = await self._rebuild(
+            parent, headers, cards, record.absent, record.parent_attestation, [proposer]
+        )
         if rebuilt != record:
             raise InvalidMessageError(f"record differs from ours in {_describe_difference(rebuilt, record)}")
 
@@ -183,22 +198,33 @@ class RecordWork:
             cards.append(card)
         return headers, cards
 
-    async def _payloads(self, headers: Sequence[ContributionHeader]) -> Mapping[CID, bytes]:
-        """Payloads of these headers from the exchange; fetches what is missing from the authors."""
+    async def _payloads(
+        self, headers: Sequence[ContributionHeader], sources: Sequence[bytes]
+    ) -> Mapping[CID, bytes]:
+        """Payloads of these headers from the exchange; what is missing from `sources`, then from the authors:
+        an author may have died after it gave its payload to others."""
         context = self._context
-        key = context.round_key(headers[0].round) if headers else b""
-        held = dict(await context.swarm.collect(key)) if headers else {}
-        for header in headers:
-            if header.payload in held:
-                continue
-            await context.swarm.expect(key, header.payload, header.payload_bytes)
-            await context.swarm.swap(key, header.peer, deadline_seconds=PAYLOAD_SECONDS)
+        if not headers:
+            return {}
+        key = context.round_key(headers[0].round)
+        held = await context.swarm.collect(key)
         missing = [header for header in headers if header.payload not in held]
-        if missing:
-            held = dict(await context.swarm.collect(key))
         for header in missing:
-            if header.payload not in held:
-                raise UnavailableError(f"payload of {header.peer.hex()[-8:]} did not arrive")
+            try:
+                await context.swarm.expect(key, header.payload, header.payload_bytes)
+            except InvalidMessageError as error:  # no room here: says nothing about the record
+                raise UnavailableError(error.message) from error
+        for source in (*sources, *(header.peer for header in missing)):
+            if not missing:
+                break
+            if source == context.signer.peer_id:
+                continue
+            with contextlib.suppress(UnavailableError):  # what it gave before it fell silent counts
+                await context.swarm.swap(key, source, deadline_seconds=PAYLOAD_SECONDS)
+            held = await context.swarm.collect(key)
+            missing = [header for header in missing if header.payload not in held]
+        if missing:
+            raise UnavailableError(f"payload of {missing[0].peer.hex()[-8:]} did not arrive")
         return held
 
     # --- the one function ---
@@ -209,10 +235,11 @@ class RecordWork:
         cards: Sequence[Scorecard],
         absent: Sequence[Absentee],
         parent_attestation: Attestation | None,
+        sources: Sequence[bytes] = (),
     ) -> RoundRecord:
         context = self._context
         headers = sorted(headers, key=lambda header: context.committee.seat_of(header.peer) or 0)
-        payloads = {} if context.facts.is_dense else await self._payloads(headers)
+        payloads = {} if context.facts.is_dense else await self._payloads(headers, sources)
         settled = settlement.settle(
             context.committee, parent.record, headers, cards
         )

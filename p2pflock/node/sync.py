@@ -37,6 +37,7 @@ MAX_ANSWER_BYTES = 1 << 20
 MAX_WEIGHTS_BYTES = 1 << 34
 ROUNDS_A_REQUEST = 16
 REQUEST_SECONDS = 20.0
+MAX_FAILURES = 1024
 
 
 class BlockExchange:
@@ -46,6 +47,7 @@ class BlockExchange:
         self._requests = requests
         self._store = store
         self.fetched_bytes = 0
+        self._failures: dict[bytes, int] = {}  # peer -> requests in a row that gave nothing
         requests.serve(BLOCK_PROTOCOL, self._serve_block, max_request_bytes=64)
 
     async def _serve_block(self, peer: bytes, request: bytes) -> bytes:
@@ -61,7 +63,8 @@ class BlockExchange:
                 return self._store.get(cid)
             except UnavailableError:
                 pass  # damaged on disk: heal it from a peer
-        for peer in peers:
+        # Attack: a peer that keeps every request waiting until its deadline; who failed is asked last.
+        for peer in sorted(peers, key=lambda peer: self._failures.get(peer, 0)):
             try:
                 data = await self._requests.request(
                     peer,
@@ -71,12 +74,19 @@ class BlockExchange:
                     deadline_seconds=REQUEST_SECONDS,
                 )
             except RemoteProtocolError:
+                self._note_failure(peer)
                 continue
             if (data or cid == CID.of(RAW, b"")) and cid.matches(data):
+                self._failures.pop(peer, None)
                 self._store.put(cid, data)
                 self.fetched_bytes += len(data)
                 return data
+            self._note_failure(peer)
         raise UnavailableError(f"no peer has block {cid}")
+
+    def _note_failure(self, peer: bytes) -> None:
+        if peer in self._failures or len(self._failures) < MAX_FAILURES:
+            self._failures[peer] = self._failures.get(peer, 0) + 1
 
     async def get_file(self, root: CID, peers: Sequence[bytes], *, max_bytes: int) -> bytes:
         """A whole UnixFS file, every block checked; raises UnavailableError or InvalidMessageError."""
@@ -132,7 +142,10 @@ class RoundSync:
         requests.serve(ROUNDS_PROTOCOL, self._serve_rounds, max_request_bytes=128)
 
     async def _serve_rounds(self, peer: bytes, request: bytes) -> bytes:
-        task, first = wire.unpack(request, max_bytes=128)
+        asked = wire.unpack(request, max_bytes=128)
+        if type(asked) is not list or len(asked) != 2:
+            raise InvalidMessageError("rounds request: not a task and a round")
+        task, first = asked
         answer: list[list[bytes]] = []
         size = 0
         if task == self._ledger.head.record.task and type(first) is int and first > 0:
@@ -174,15 +187,30 @@ class RoundSync:
             previous_head = compute_head(record, previous_head)
         return decisions
 
-    async def catch_up(self, peer: bytes, others: Sequence[bytes]) -> CaughtUp:
-        """Fetch, verify and fold every decided round that `peer` is ahead of us."""
+    async def catch_up(
+        self,
+        peer: bytes,
+        others: Sequence[bytes],
+        fetched: Sequence[tuple[RoundRecord, Attestation]] = (),
+    ) -> CaughtUp:
+        """Fetch, verify and fold every decided round that `peer` is ahead of us.
+
+        Args:
+            peer: whom to ask for rounds.
+            others: who may have the blocks too.
+            fetched: what fetch_decisions(peer) gave just now.
+        """
         start = self._ledger.head.record.round
         sources = [peer, *(p for p in others if p != peer)]
-        while decisions := await self.fetch_decisions(peer):
+        if not fetched or fetched[0][0].parent != self._ledger.head.cid:
+            fetched = await self.fetch_decisions(peer)
+        decisions = fetched
+        while decisions:
             for record, attestation in decisions:
                 linked = await self._fetch_linked(record, sources)
                 await self._fold(record, linked, sources)
                 self._ledger.append(record, attestation, [m.encode() for m in linked])
+            decisions = await self.fetch_decisions(peer)
         return CaughtUp(start, self._ledger.head.record.round)
 
     async def restore(self) -> int:

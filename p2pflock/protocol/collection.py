@@ -6,7 +6,8 @@ closes at once when nobody who is known to be alive is missing, and in between a
 multiple of what this round has taken so far (research: adaptive deadlines end the split-swarm stalls).
 
 Attack: a peer sends two different headers for one slot to different halves.  The first is kept, the second
-is evidence, and the seat is out of the round for everyone who saw both.
+is evidence, and the seat is out of the round for everyone who saw both.  Attack: it goes on to sign a thousand
+more; one pair is proof enough, the rest is not kept.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ class Pacing:
 
 class Added(enum.Enum):
     NEW = "new"
-    DUPLICATE = "duplicate"
-    EQUIVOCATION = "equivocation"
+    DUPLICATE = "duplicate"  # nothing that was not known
+    EQUIVOCATION = "equivocation"  # the first proof against this seat
 
 
 class Waiting:
@@ -81,9 +82,9 @@ class Collection:
         if known is None:
             self._headers[seat] = header
             return Added.NEW
-        if known == header:
+        if known == header or seat in self._equivocated:
             return Added.DUPLICATE
-        self._equivocated.setdefault(seat, (known, header))
+        self._equivocated[seat] = (known, header)
         return Added.EQUIVOCATION
 
     def add_payload(self, payload: CID) -> None:
@@ -94,6 +95,14 @@ class Collection:
         seat = self._committee.seat_of(card.validator)
         if seat is not None:
             self._cards.setdefault(seat, card)
+
+    def holds(self, message: ContributionHeader | Scorecard) -> bool:
+        """Whether this is the first header or scorecard of its author, the one that is kept."""
+        if isinstance(message, ContributionHeader):
+            seat = self._committee.seat_of(message.peer)
+            return seat is not None and self._headers.get(seat) == message
+        seat = self._committee.seat_of(message.validator)
+        return seat is not None and self._cards.get(seat) == message
 
     @property
     def headers(self) -> dict[int, ContributionHeader]:
