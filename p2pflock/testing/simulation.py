@@ -20,7 +20,7 @@ import contextlib
 import math
 import random
 import unittest.mock
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -214,7 +214,6 @@ class SimulatedSwarm:
         self.committee: Committee
         self.facts: TaskFacts
         self.spec = build_spec()
-        self.pacing = PACING
         self._nursery = nursery
 
     @classmethod
@@ -232,7 +231,6 @@ class SimulatedSwarm:
         stakes_wei: Sequence[int] = (),
         has_chain: bool = False,
         snapshot_every_rounds: int = 1,
-        pacing: Pacing = PACING,
     ) -> AsyncIterator[SimulatedSwarm]:
         """A swarm in which nobody has started yet.
 
@@ -247,7 +245,7 @@ class SimulatedSwarm:
             trio.open_nursery() as nursery,
         ):
             swarm = cls(network, nursery)
-            swarm.spec, swarm.pacing = build_spec(rounds=rounds), pacing
+            swarm.spec = build_spec(rounds=rounds)
             for number in range(peers):
                 conduct = (conducts or {}).get(number) or Conduct()
                 pace = (step_seconds or {}).get(number, STEP_SECONDS)
@@ -255,7 +253,7 @@ class SimulatedSwarm:
                 conduct.me = peer
                 swarm.peers.append(peer)
             stakes = list(stakes_wei) or [STAKE_WEI] * peers
-            swarm._found(stakes, has_chain=has_chain, snapshot_every_rounds=snapshot_every_rounds)  # noqa: SLF001
+            swarm._found(stakes, has_chain=has_chain, snapshot_every_rounds=snapshot_every_rounds)
             with _fast_and_inline():
                 yield swarm
                 nursery.cancel_scope.cancel()
@@ -310,7 +308,7 @@ class SimulatedSwarm:
             if scope is not None:
                 scope.cancel()
         while any(self.peers[number].is_running for number in numbers):
-            await trio.sleep(0)
+            await trio.lowlevel.checkpoint()
 
     async def _live(self, peer: SimulatedPeer, scope: trio.CancelScope) -> None:
         try:
@@ -333,7 +331,7 @@ class SimulatedSwarm:
                         clock=clock,
                         events=EventLog(None, clock, peer.events.append),
                     )
-                    peer.peer = Peer(peer.context, pacing=self.pacing, timeouts=Timeouts.create())
+                    peer.peer = Peer(peer.context, pacing=PACING, timeouts=Timeouts.create())
                     await peer.peer.run(finished=lambda: setattr(peer, "is_finished", True))
         finally:
             self.swarms.kill(peer.signer.peer_id)
