@@ -244,4 +244,5 @@ def print_error(message: str, hint: str, *, exit_code: int, kind: str, form: For
 
 def print_flock_error(error: FlockError, form: Format) -> None:
     """One line that says what happened, one that says how to fix it."""
-    print_error(error.message, error.hint, exit_code=error.exit_code, kind=type(error).__name__, form=form)
+    hint = error.hint or f"see code {error.exit_code} in docs/exit-codes.md"
+    print_error(error.message, hint, exit_code=error.exit_code, kind=type(error).__name__, form=form)

@@ -70,7 +70,7 @@ def test_an_error_inside_nurseries_is_found(
 ) -> None:
     raising(monkeypatch, Group(Group(errors.ChainUnavailableError("no answer"))))
     assert cli.main([]) == 31
-    assert capsys.readouterr().err == "error: no answer\n"
+    assert capsys.readouterr().err == "error: no answer\nfix: see code 31 in docs/exit-codes.md\n"
 
 
 def test_a_bug_is_not_hidden_by_an_expected_error(
