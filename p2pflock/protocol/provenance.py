@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from p2pflock.errors import FlockError, InvalidMessageError
 from p2pflock.primitives import bls, dagcbor
@@ -437,5 +437,5 @@ def _find_participation_flaw(
         )
     except FlockError as error:
         return error.message
-    wrong = [n for n in RoundRecord.__dataclass_fields__ if getattr(rebuilt, n) != getattr(record, n)]
+    wrong = [f.name for f in fields(RoundRecord) if getattr(rebuilt, f.name) != getattr(record, f.name)]
     return f"what does not follow from the scorecards: {', '.join(wrong)}" if wrong else ""

@@ -22,7 +22,7 @@ from p2pflock.learning.spec import TaskSpec
 from p2pflock.node.anchoring import build_anchor_call
 from p2pflock.node.ledger import Decision, build_manifest, compute_head
 from p2pflock.params import FLOCK_WEI
-from p2pflock.ports import BlobStore, FoldInput, Trainer
+from p2pflock.ports import BlobStore, FoldInput, FoldResult, Trainer
 from p2pflock.primitives import bls, peerid, unixfs
 from p2pflock.primitives.cid import CID
 from p2pflock.protocol import settlement
@@ -122,7 +122,7 @@ class Forger:
     def on_record(self, history: History, record: RoundRecord) -> RoundRecord:
         return record
 
-    def on_attestation(self, attestation: Attestation) -> Attestation | None:
+    def on_attestation(self, record: RoundRecord, attestation: Attestation) -> Attestation | None:
         return attestation
 
     def on_manifest(self, manifest: Manifest) -> Manifest:
@@ -168,6 +168,9 @@ class History:
 
     def put_file(self, data: bytes) -> CID:
         return unixfs.build(unixfs.chunked(data), self.store.put)
+
+    def get_file(self, root: CID) -> bytes:
+        return b"".join(unixfs.assemble(root, self.store.get, max_bytes=1 << 26))
 
 
 async def build(
@@ -266,20 +269,44 @@ async def _open(history: History, trainer: Trainer, forger: Forger) -> None:
 
 
 async def _play(history: History, trainer: Trainer, forger: Forger, silent: set[int]) -> None:
-    parent, committee = history.head, history.committee
+    parent = history.head
     round_ = parent.record.round + 1
     made = await _contribute(history, trainer, silent)
+    scored = await _score(history, trainer, made, silent)
+    honest = await _settle(history, trainer, made, scored, silent)
     headers = forger.on_headers(history, round_, made)
-    payloads = [b"".join(unixfs.assemble(h.payload, history.store.get, max_bytes=1 << 26)) for h in headers]
-    cards = forger.on_cards(history, round_, await _score(history, trainer, headers, payloads, silent))
+    if forger.has_quorum and headers != made:
+        scored = await _score(history, trainer, headers, silent)
+    cards = forger.on_cards(history, round_, scored)
     for message in (*headers, *cards):
         history.put(message.encode())
-    settled = settlement.settle(committee, parent.record, headers, cards)
-    # Only accepted payloads have a weight.
-    inputs = [FoldInput(p, w) for p, w in zip(payloads, settled.weights, strict=True) if w]
-    folded = await trainer.fold(round_, inputs)
+    record = forger.on_record(history, await _settle(history, trainer, headers, cards, silent))
+    attestation = attest(history, record if forger.has_quorum else honest, parent.head)
+    history.decisions.append(
+        Decision(
+            record,
+            history.put(record.encode()),
+            forger.on_attestation(record, replace(attestation, record=record.cid())),
+            compute_head(record, parent.head),
+        )
+    )
+    # The model goes on as the fold of what the record names, whatever the record says of it.
+    folded = await _fold(history, trainer, replace(record, round=round_))
     await trainer.adopt(folded.model_hash)
-    honest = settlement.compute_record(
+
+
+async def _settle(
+    history: History,
+    trainer: Trainer,
+    headers: Sequence[ContributionHeader],
+    cards: Sequence[Scorecard],
+    silent: set[int],
+) -> RoundRecord:
+    parent, committee = history.head, history.committee
+    settled = settlement.settle(committee, parent.record, headers, cards)
+    for header in headers:
+        history.put(header.encode())
+    record = settlement.compute_record(
         parent=parent.record,
         parent_attestation=parent.attestation,
         committee=committee,
@@ -287,17 +314,20 @@ async def _play(history: History, trainer: Trainer, forger: Forger, silent: set[
         absent=[Absentee(seat, int(Absence.SILENT)) for seat in sorted(silent)],
         scorecards=cards,
         settled=settled,
-        model_hash=folded.model_hash,
-        weights=folded.weights,
+        model_hash=bytes(32),
+        weights=CID.of_raw(b""),
     )
-    record = forger.on_record(history, honest)
-    signed = record if forger.has_quorum else honest
-    attestation: Attestation | None = attest(history, signed, parent.head)
-    assert attestation is not None
-    attestation = forger.on_attestation(replace(attestation, record=record.cid()))
-    history.decisions.append(
-        Decision(record, history.put(record.encode()), attestation, compute_head(record, parent.head))
-    )
+    folded = await _fold(history, trainer, record)
+    return replace(record, model_hash=folded.model_hash, weights=folded.weights)
+
+
+async def _fold(history: History, trainer: Trainer, record: RoundRecord) -> FoldResult:
+    inputs = []
+    for contribution in record.contributions:
+        header = ContributionHeader.decode(history.store.get(contribution.header))
+        if contribution.weight:
+            inputs.append(FoldInput(history.get_file(header.payload), contribution.weight))
+    return await trainer.fold(record.round, inputs)
 
 
 async def _contribute(history: History, trainer: Trainer, silent: set[int]) -> list[ContributionHeader]:
@@ -330,14 +360,11 @@ async def _contribute(history: History, trainer: Trainer, silent: set[int]) -> l
 
 
 async def _score(
-    history: History,
-    trainer: Trainer,
-    headers: Sequence[ContributionHeader],
-    payloads: Sequence[bytes],
-    silent: set[int],
+    history: History, trainer: Trainer, headers: Sequence[ContributionHeader], silent: set[int]
 ) -> list[Scorecard]:
     parent = history.head
     round_ = parent.record.round + 1
+    payloads = [history.get_file(header.payload) for header in headers]
     cards = []
     for seat, signer in enumerate(history.signers):
         if seat in silent:
