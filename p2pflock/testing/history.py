@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -20,9 +21,10 @@ from eth_keys.datatypes import PrivateKey
 
 from p2pflock.learning.spec import TaskSpec
 from p2pflock.node.anchoring import build_anchor_call
-from p2pflock.node.ledger import Decision, build_manifest, compute_head
-from p2pflock.params import FLOCK_WEI
-from p2pflock.ports import BlobStore, FoldInput, FoldResult, Trainer
+from p2pflock.node.assembly import COMMITTEE_FILE, PeerConfig, write_run_file
+from p2pflock.node.ledger import Decision, Ledger, build_manifest, compute_head
+from p2pflock.params import FLOCK_WEI, LOCAL
+from p2pflock.ports import FoldInput, FoldResult, Trainer
 from p2pflock.primitives import bls, peerid, unixfs
 from p2pflock.primitives.cid import CID
 from p2pflock.protocol import settlement
@@ -49,6 +51,8 @@ from p2pflock.protocol.messages import (
     Step,
     Vote,
 )
+from p2pflock.storage.blocks import DiskStore
+from p2pflock.storage.journal import VoteJournal
 from p2pflock.testing.chain import FakeChain
 from p2pflock.testing.storage import MemoryStore
 from p2pflock.testing.tiny_task import build_spec
@@ -136,7 +140,7 @@ class History:
     spec: TaskSpec
     signers: Sequence[SeededSigner]
     committee: Committee
-    store: BlobStore
+    store: MemoryStore
     chain: FakeChain | None = None
     decisions: list[Decision] = field(default_factory=list)
     checkpoint: CID = field(default_factory=lambda: CID.of_raw(b""))
@@ -179,7 +183,6 @@ async def build(
     peers: int = 4,
     spec: TaskSpec | None = None,
     trainer: Trainer | None = None,
-    store: BlobStore | None = None,
     with_chain: bool = False,
     absent: Sequence[tuple[int, int]] = (),
     snapshots: Sequence[int] = (0,),
@@ -200,7 +203,7 @@ async def build(
     signers = [SeededSigner(first_key + number) for number in range(peers)]
     chain = _open_chain(spec, signers) if with_chain else None
     committee = _build_committee(spec, signers, chain)
-    history = History(spec, signers, committee, store or MemoryStore(), chain)
+    history = History(spec, signers, committee, MemoryStore(), chain)
     forger = forger or Forger()
     history.put(spec.encode())
     history.put(committee.to_block().encode())
@@ -394,3 +397,21 @@ def attest(
         root = compute_vote_root(history.committee, vote, previous_head)
         votes.append(replace(vote, signature=signer.sign_bls(root)))
     return build_attestation(history.committee, record.cid(), 0, votes)
+
+
+def write_home(history: History, home: Path) -> None:
+    """Lay a history out as the home of a peer that ran: blocks, index of decisions, run file, committee."""
+    home.mkdir(parents=True, exist_ok=True)
+    committee_file = home / COMMITTEE_FILE
+    committee_file.write_bytes(history.committee.to_block().encode())
+    write_run_file(PeerConfig(home=home, spec=history.spec, network=LOCAL, committee_file=committee_file))
+    with (
+        DiskStore.open(home / "blocks", quota_bytes=1 << 30) as store,
+        VoteJournal.open(home / f"ledger-{history.spec.task_id.hex()[:16]}.journal") as index,
+    ):
+        with store.batch() as put:
+            for cid in history.store.blocks():
+                put(cid, history.store.get(cid))
+        ledger = Ledger(store, index, history.spec.cid())
+        for decision in history.decisions:
+            ledger.append(decision.record, decision.attestation, ())
