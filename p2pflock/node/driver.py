@@ -204,6 +204,8 @@ class RoundDriver:
                     self._context.events.emit("collected", round=self.round, contributions=len(headers))
                     work = self._average if self._context.facts.is_dense else self._score
                     self._nursery.start_soon(work, headers)
+                case rounds.Probe(headers):
+                    self._nursery.start_soon(self._probe, headers)
                 case rounds.BuildCandidate():
                     self._nursery.start_soon(self._build, effect)
                 case rounds.HeaderEquivocation(first, second):
@@ -282,19 +284,10 @@ class RoundDriver:
 
     async def _score(self, headers: tuple[ContributionHeader, ...]) -> None:
         context = self._context
-        payloads = await context.swarm.collect(self._key)
-        held = [header for header in headers if header.payload in payloads]
         seed_proof = context.signer.sign_bls(
             compute_seed_root(context.facts.task, self.round, self._parent.cid)
         )
-        scores = await context.trainer.score(
-            self.round, [payloads[header.payload] for header in held], compute_score_seed(seed_proof)
-        )
-        # Attack: a header that lies about its payload's size.
-        scores = [
-            score if len(payloads[header.payload]) == header.payload_bytes else PayloadScore(False, 0, 0)
-            for header, score in zip(held, scores, strict=True)
-        ]
+        scored = await self._measure(headers, compute_score_seed(seed_proof))
         bare = Scorecard(
             task=context.facts.task,
             round=self.round,
@@ -303,23 +296,46 @@ class RoundDriver:
             seed_proof=seed_proof,
             scores=tuple(
                 Score(header.cid(), score.is_valid, score.cosine_micro, score.loss_delta_micro)
-                for header, score in zip(held, scores, strict=True)
+                for header, score in scored
             ),
             signature=b"",
         )
         card = replace(bare, signature=context.signer.sign_bls(bare.signing_root()))
         self._keep(card)
         self._own_card = card
-        invalid = {
-            seat
-            for header, score in zip(held, scores, strict=True)
-            if not score.is_valid and (seat := context.committee.seat_of(header.peer)) is not None
-        }
-        if invalid:
+        if invalid := self._seats_of(scored, is_valid=False):
             self._feed(lambda now: self._round.on_undecodable(invalid, now))
         self._feed(lambda now: self._round.on_scorecard(card, now))
-        context.events.emit("scored", round=self.round, contributions=len(held))
+        context.events.emit("scored", round=self.round, contributions=len(scored))
         await self._publish(card)
+
+    async def _probe(self, headers: tuple[ContributionHeader, ...]) -> None:
+        scored = await self._measure(headers, self._beacon)
+        sound, invalid = self._seats_of(scored, is_valid=True), self._seats_of(scored, is_valid=False)
+        self._feed(lambda now: self._round.on_probed(sound, invalid, now))
+
+    async def _measure(
+        self, headers: tuple[ContributionHeader, ...], seed: bytes
+    ) -> list[tuple[ContributionHeader, PayloadScore]]:
+        """Those whose payloads are here, with their scores."""
+        payloads = await self._context.swarm.collect(self._key)
+        held = [header for header in headers if header.payload in payloads]
+        scores = await self._context.trainer.score(
+            self.round, [payloads[header.payload] for header in held], seed
+        )
+        # Attack: a header that lies about its payload's size.
+        return [
+            (header, score if len(payloads[header.payload]) == header.payload_bytes else PayloadScore(False, 0, 0))
+            for header, score in zip(held, scores, strict=True)
+        ]
+
+    def _seats_of(
+        self, scored: Iterable[tuple[ContributionHeader, PayloadScore]], *, is_valid: bool
+    ) -> frozenset[int]:
+        seats = (
+            self._context.committee.seat_of(header.peer) for header, score in scored if score.is_valid == is_valid
+        )
+        return frozenset(seat for seat in seats if seat is not None)
 
     async def _average(self, headers: tuple[ContributionHeader, ...]) -> None:
         """Dense mode: the mean of everybody's pseudo-gradient, all or nothing; tried again with whoever lives.

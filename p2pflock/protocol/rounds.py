@@ -12,7 +12,8 @@ settlement.py, which record wins in consensus.py.  This file only decides what t
 A member that is still training when the others have collected stops and takes part in the vote without a
 contribution of its own: holding up three peers for one slow one is what adaptive deadlines are against.
 With `is_dense` nothing is scored: SCORING is the time in which the group averages, and ends with on_averaged.
-A proposal that arrives early moves us to DECIDING at once, because its sender found a quorum.
+Votes of more than a third of the stake move us to DECIDING at once, because an honest member found a quorum;
+we go on collecting beside it, since a later proposer may need our scorecard.
 """
 
 from __future__ import annotations
@@ -63,6 +64,13 @@ class ScoreContributions:
 
 
 @dataclass(frozen=True, slots=True)
+class Probe:
+    """Find out which of these late payloads decode; answer with on_probed."""
+
+    headers: tuple[ContributionHeader, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class BuildCandidate:
     """It is our turn to propose: settle, fold, and answer with on_candidate."""
 
@@ -81,7 +89,7 @@ class HeaderEquivocation:
 
 
 Effect = (
-    Train | StopTraining | Fetch | ScoreContributions | BuildCandidate | HeaderEquivocation | ballots.Effect
+    Train | StopTraining | Fetch | ScoreContributions | Probe | BuildCandidate | HeaderEquivocation | ballots.Effect
 )
 
 
@@ -113,7 +121,10 @@ class Round:
         self.phase = Phase.COLLECTING
         self._expected: frozenset[int] = frozenset()
         self._collected: frozenset[int] = frozenset()
-        self._invalid: frozenset[int] = frozenset()
+        self._invalid: frozenset[int] = frozenset()  # known not to decode
+        self._sound: frozenset[int] = frozenset()  # known to decode
+        self._probing: frozenset[int] = frozenset()
+        self._voters: frozenset[int] = frozenset()
         self._payloads: Waiting | None = None
         self._cards: Waiting | None = None
         self._is_training = False
@@ -168,7 +179,15 @@ class Round:
 
     def on_scorecard(self, card: Scorecard, now: float) -> tuple[Effect, ...]:
         self.collection.add_scorecard(card)
+        if self._committee.seat_of(card.validator) == self._seat:
+            self._sound |= self._collected - self._invalid
         return self._advance(now)
+
+    def on_probed(self, sound: Iterable[int], invalid: Iterable[int], now: float) -> tuple[Effect, ...]:
+        """The answer to `Probe`."""
+        self._sound |= frozenset(sound)
+        self._probing = frozenset()
+        return self.on_undecodable(invalid, now)
 
     def on_candidate(self, record: bytes, now: float) -> tuple[Effect, ...]:
         return self._vote(self._machine.offer(record, now))
@@ -178,14 +197,23 @@ class Round:
         self._built = None
 
     def on_proposal(self, proposal: Proposal, now: float) -> tuple[Effect, ...]:
-        before = self._begin_deciding(now)
-        return before + self._vote(self._machine.on_proposal(proposal, now))
+        """Kept until we decide ourselves.
+
+        Attack: a proposer that proposes anything at once, so that everybody stops training."""
+        return self._vote(self._machine.on_proposal(proposal, now))
 
     def on_checked(self, digest: bytes, is_valid: bool, now: float) -> tuple[Effect, ...]:  # noqa: FBT001
         return self._vote(self._machine.on_checked(digest, is_valid, now))
 
     def on_vote(self, vote: Vote, now: float) -> tuple[Effect, ...]:
-        return self._vote(self._machine.on_vote(vote, now))
+        """More than a third of the stake votes: an honest member found a quorum, so we go on without more."""
+        effects = self._vote(self._machine.on_vote(vote, now))
+        seat = self._committee.seat_of(vote.validator)
+        if seat is not None and seat != self._seat:
+            self._voters |= {seat}
+        if self._committee.has_blocking(self._voters):
+            effects += self._begin_deciding(now)
+        return effects
 
     def on_tick(self, now: float) -> tuple[Effect, ...]:
         effects = self._advance(now)
@@ -200,12 +228,13 @@ class Round:
     # --- what next ---
     def _advance(self, now: float) -> tuple[Effect, ...]:
         effects: tuple[Effect, ...] = ()
-        if self.phase is Phase.COLLECTING and self._payloads is not None:
+        if self._is_collecting() and self._payloads is not None:
             ready = self.collection.ready()
             expected = self._expected - {s for s in self._expected if self._is_out(s)}
             if self._payloads.is_over(ready, expected, now):
                 self._collected = ready
-                self.phase = Phase.SCORING
+                if self.phase is Phase.COLLECTING:
+                    self.phase = Phase.SCORING
                 self._cards = Waiting(self._committee, self._pacing, now)
                 effects += self._stop_training()
                 headers = self.collection.headers
@@ -215,6 +244,11 @@ class Round:
         if self.phase is Phase.DECIDING:
             effects += self._propose_if_due()
         return effects
+
+    def _is_collecting(self) -> bool:
+        """Still, when others had us decide early: a proposer may need our scorecard later."""
+        is_late = self.phase is Phase.DECIDING and self._cards is None and not self._is_dense
+        return self.phase is Phase.COLLECTING or is_late
 
     def _is_scored(self, now: float) -> bool:
         assert self._cards is not None
@@ -245,10 +279,13 @@ class Round:
         """Ask for a candidate when it is our turn and there is a quorum to propose; once per content."""
         view = self._machine.view
         cards = self.collection.scorecards
-        included = (self._collected or self.collection.ready()) - self._invalid
+        if self._machine.get_proposer(view) != self._seat:
+            return ()
+        included = self._get_proposable()
+        if unknown := () if self._is_dense else tuple(sorted(included - self._sound)):
+            return self._probe(unknown)
         if (
             (included, frozenset(cards)) == self._built
-            or self._machine.get_proposer(view) != self._seat
             or not self._committee.has_quorum(included)
             or not (self._is_averaged if self._is_dense else self._committee.has_quorum(cards))
         ):
@@ -258,11 +295,28 @@ class Round:
         return (
             BuildCandidate(
                 view,
-                tuple(headers[seat] for seat in sorted(included) if seat in headers),
+                tuple(headers[seat] for seat in sorted(included)),
                 tuple(cards.values()),
-                self.collection.absentees(included & headers.keys(), self._invalid),
+                self.collection.absentees(included, self._invalid),
             ),
         )
+
+    def _get_proposable(self) -> frozenset[int]:
+        """What we scored, or, when too much of that turned out to be no payload, whatever is here by now.
+
+        Attack: contributions that do not decode make up a part of the first quorum."""
+        headers = self.collection.headers.keys()
+        scored = (self._collected & headers) - self._invalid
+        if self._is_dense or self._committee.has_quorum(scored):
+            return scored
+        return self.collection.ready() - self._invalid
+
+    def _probe(self, seats: tuple[int, ...]) -> tuple[Effect, ...]:
+        if self._probing:
+            return ()
+        self._probing = frozenset(seats)
+        headers = self.collection.headers
+        return (Probe(tuple(headers[seat] for seat in seats)),)
 
     def _vote(self, effects: Iterable[ballots.Effect]) -> tuple[Effect, ...]:
         result: tuple[Effect, ...] = tuple(effects)

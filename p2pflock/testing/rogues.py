@@ -27,7 +27,7 @@ from p2pflock.ports import (
 )
 from p2pflock.primitives import wire
 from p2pflock.primitives.cid import CID
-from p2pflock.protocol.committee import compute_vote_root
+from p2pflock.protocol.committee import compute_beacon, compute_proposer, compute_vote_root
 from p2pflock.protocol.messages import NIL, Absence, ContributionHeader, Proposal, RoundRecord, Vote
 from p2pflock.testing.simulation import Conduct
 
@@ -98,6 +98,23 @@ class WrongModel(Conduct):
         record = RoundRecord.decode(proposal.record)
         lie = replace(record, model_hash=hashlib.sha256(record.model_hash).digest())
         return (_sign_proposal(self, replace(proposal, record=lie.encode())),)
+
+
+class HastyProposer(Conduct):
+    """When the first turn of a round is its own, proposes a worthless record before anybody could have trained;
+    and, like a mute one, nothing else."""
+
+    def publish(self, topic: str, data: bytes) -> Iterable[bytes | tuple[str, bytes]]:
+        context = self.me.context
+        if topic == "status" and context is not None:
+            parent = context.ledger.head
+            beacon = compute_beacon(context.facts.task, 0, parent.record.round + 1, parent.cid.digest)
+            if compute_proposer(context.committee, beacon, 0) == self.me.number:
+                record = replace(parent.record, round=parent.record.round + 1, parent=parent.cid)
+                signer = context.signer.peer_id
+                lie = Proposal(record.task, record.round, 0, -1, signer, record.encode(), b"")
+                return (data, ("proposal", _sign_proposal(self, lie)))
+        return () if topic == "proposal" else (data,)
 
 
 class MuteProposer(Conduct):

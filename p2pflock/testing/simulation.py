@@ -94,8 +94,9 @@ class Conduct:
 
     me: SimulatedPeer  # set before the peer starts
 
-    def publish(self, topic: str, data: bytes) -> Iterable[bytes]:
-        """What goes out in place of a message; `topic` is its last part ("vote", "status", …)."""
+    def publish(self, topic: str, data: bytes) -> Iterable[bytes | tuple[str, bytes]]:
+        """What goes out in place of a message, on its topic or on another; `topic` is the last part of its
+        name ("vote", "status", …)."""
         return (data,)
 
     def judge(self, topic: str, validator: Validator) -> Validator:
@@ -120,8 +121,10 @@ class ConductedHost:
         self._conduct = conduct
 
     async def publish(self, topic: str, data: bytes) -> None:
-        for version in self._conduct.publish(topic.rpartition("/")[2], data):
-            await self._inner.publish(topic, version)
+        task, _, name = topic.rpartition("/")
+        for item in self._conduct.publish(name, data):
+            other, version = item if isinstance(item, tuple) else (name, item)
+            await self._inner.publish(f"{task}/{other}", version)
 
     async def subscribe(self, topic: str, validator: Validator) -> AsyncIterator[GossipMessage]:
         return await self._inner.subscribe(topic, self._conduct.judge(topic.rpartition("/")[2], validator))

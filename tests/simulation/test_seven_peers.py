@@ -277,14 +277,16 @@ def test_payloads_that_do_not_decode_or_never_come():
     run_with(rogues.Garbage(), rogues.NeverDelivers(), expect=expect)
 
 
-@pytest.mark.parametrize("liar", [rogues.WrongModel, rogues.MuteProposer])
+@pytest.mark.parametrize("liar", [rogues.WrongModel, rogues.MuteProposer, rogues.HastyProposer])
 def test_what_a_lying_proposer_proposes_is_not_decided(liar):
     def expect(swarm):
         turns = [seat_of_view(swarm, round_) < 2 for round_ in range(1, 3)]
         views = [entry["view"] for entry in swarm.peers[2].told("decided")]
         assert turns[0]
         assert [view > 0 for view in views] == turns
-        assert bool(swarm.peers[2].told("dropped", what="proposal")) == (liar is rogues.WrongModel)
+        assert bool(swarm.peers[2].told("dropped", what="proposal")) == (liar is not rogues.MuteProposer)
+        for round_ in (1, 2):  # all had the time to train
+            assert contributors(swarm.peers[2].record(round_)) == set(range(7))
 
     run_with(liar(), liar(), rounds=2, seed=7, expect=expect)  # seat 0 has the first turn
 

@@ -14,8 +14,8 @@ from p2pflock.testing.simulation import SimulatedSwarm
 ROUNDS = 4
 STORM_SECONDS = 60.0
 LIES = (
-    rogues.TwoHeaders, rogues.TwoVotes, rogues.WrongModel, rogues.MuteProposer, rogues.WrongSize, rogues.Garbage,
-    rogues.NeverDelivers, rogues.Boaster, rogues.Flooder, lambda: rogues.Censor(4), lambda: rogues.Boaster(60),
+    rogues.TwoHeaders, rogues.TwoVotes, rogues.WrongModel, rogues.MuteProposer, rogues.HastyProposer, rogues.WrongSize,
+    rogues.Garbage, rogues.NeverDelivers, rogues.Boaster, rogues.Flooder, lambda: rogues.Censor(4), lambda: rogues.Boaster(60),
 )  # fmt: skip
 
 

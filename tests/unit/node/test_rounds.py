@@ -161,13 +161,54 @@ def test_undecodable_payloads_are_left_out_with_their_reason(members, proposer):
     assert [(entry.seat, entry.reason) for entry in candidate.absent] == [(bad, Absence.INVALID)]
 
 
-def test_an_early_proposal_ends_training_and_is_checked(members, proposer):
+def test_one_proposer_alone_stops_nobodys_training(members, proposer):
+    """Attack: it proposes anything at the start of the round.  Votes of a third and more are another matter."""
     round_ = build(members, (proposer + 1) % 4)
     round_.start(0.0, is_training=True)
-    effects = kinds(round_.on_proposal(members.proposal(), 3.0))
+    others = [seat for seat in EVERYONE if seat != (proposer + 1) % 4]
+    assert round_.on_proposal(members.proposal(), 3.0) == ()
+    assert round_.on_vote(members.vote(others[0], members.record(), step=0), 3.0) == ()
+    assert round_.phase is Phase.COLLECTING
+    effects = kinds(round_.on_vote(members.vote(others[1], members.record(), step=0), 3.0))
     assert effects[0] == "StopTraining"
     assert "Check" in effects
     assert round_.phase is Phase.DECIDING
+
+
+def test_who_decided_early_scores_later_all_the_same(members, proposer):
+    me = (proposer + 1) % 4
+    round_ = build(members, me)
+    round_.start(0.0, is_training=True)
+    round_.on_presence(EVERYONE, 0.0)
+    others = [seat for seat in EVERYONE if seat != me]
+    for seat in others[:2]:
+        round_.on_vote(members.vote(seat, members.record(), step=0), 3.0)
+    effects = contribute(members, round_, others, 4.0, me) + list(round_.on_tick(6.0))
+    assert kinds(effects).count("ScoreContributions") == 1
+    assert round_.phase is Phase.DECIDING
+    assert "ScoreContributions" not in kinds(round_.on_tick(60.0))
+
+
+def test_garbage_in_the_first_quorum_makes_room_for_late_contributions(members, proposer):
+    """Attack: of the first three contributions one is no payload.  Two are no quorum; the fourth, late, is
+    looked at before it is proposed."""
+    round_ = build(members, proposer)
+    round_.start(0.0, is_training=True)
+    round_.on_presence(EVERYONE, 0.0)
+    bad, late = [seat for seat in EVERYONE if seat != proposer][:2]
+    first = [seat for seat in EVERYONE if seat != late]
+    contribute(members, round_, first, 4.0, proposer)
+    round_.on_tick(10.0)
+    round_.on_undecodable({bad}, 10.0)
+    for seat in EVERYONE:
+        round_.on_scorecard(members.card(seat), 10.0)
+    assert "BuildCandidate" not in kinds(round_.on_tick(11.0))
+    probes = [e for e in contribute(members, round_, [late], 12.0, proposer) if isinstance(e, rounds.Probe)]
+    assert [header.peer for header in probes[0].headers] == [members.signers[late].peer_id]
+    assert len(probes) == 1
+    effects = round_.on_probed({late}, set(), 13.0)
+    candidate = next(effect for effect in effects if isinstance(effect, rounds.BuildCandidate))
+    assert {members.committee.seat_of(header.peer) for header in candidate.headers} == set(EVERYONE) - {bad}
 
 
 def test_a_second_header_of_one_seat_is_evidence_and_nobody_waits_for_it(members):
@@ -186,8 +227,8 @@ def test_votes_that_come_while_collecting_decide_the_round(members, proposer):
     me = (proposer + 1) % 4
     round_ = build(members, me)
     round_.start(0.0, is_training=True)
-    proposal, record = members.proposal(), members.record()
-    effects = list(round_.on_proposal(proposal, 1.0))
+    record = members.record()
+    effects = list(round_.on_proposal(members.proposal(), 1.0))
     for seat in EVERYONE:
         if seat != me:
             effects += round_.on_vote(members.vote(seat, record), 1.0)
@@ -200,6 +241,9 @@ def test_resends_only_once_deciding(members, proposer):
     round_ = scored(members, proposer)
     assert round_.resend() == ()
     round_.on_proposal(members.proposal(), 5.0)
+    assert round_.resend() == ()
+    for seat in EVERYONE:
+        round_.on_scorecard(members.card(seat), 5.0)
     round_.on_vote(members.vote((proposer + 1) % 4, members.record(), step=0, record_digest=NIL, rewards_root=NIL), 5.0)
     assert len(round_.resend()) == 2
 
