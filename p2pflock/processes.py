@@ -74,6 +74,7 @@ class Child:
         self._event_send, self._event_receive = trio.open_memory_channel[tuple[str, Any]](EVENT_QUEUE)
         self._ended = trio.Event()
         self._ready = trio.Event()
+        self._silent = trio.Event()
         self._failure: FlockError | None = None
         self._last_lines: collections.deque[str] = collections.deque(maxlen=20)
         self.ready: Any = None
@@ -120,9 +121,11 @@ class Child:
             raise
         if child._failure is None and child._ready.is_set():
             return child
-        cause = child._last_lines[-1] if child._last_lines else "no output"
         failure = child._failure
         await child.aclose()
+        with trio.move_on_after(GRACE_SECONDS):
+            await child._silent.wait()  # its last words may still be in the pipe
+        cause = child._last_lines[-1] if child._last_lines else "no output"
         if failure is not None and not isinstance(failure, StartupError):
             raise failure
         reason = str(failure) if failure else f"not ready after {ready_seconds:.0f} s"
@@ -203,6 +206,10 @@ class Child:
                 self._dispatch(frame)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass
+        except (FlockError, TypeError, ValueError) as error:
+            # Foreign code runs in a child: what it does to its pipe must not take the parent along.
+            self._last_lines.append(f"garbage on the pipe: {error}")
+            self._process.kill()
         finally:
             self._fail(StartupError(f"{self._name} ended"))
 
@@ -252,6 +259,9 @@ class Child:
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass
         finally:
+            if partial.strip():
+                self._last_lines.append(partial.decode(errors="replace"))
+            self._silent.set()
             if log:
                 log.close()
 
@@ -282,6 +292,8 @@ class _FrameReader:
         if head is None:
             return None
         (size,) = struct.unpack(">I", head)
+        if size > MAX_FRAME_BYTES:
+            raise LocalProtocolError(f"frame of {size} bytes on a process pipe")
         body = await self._take(size)
         return None if body is None else _open(body)
 
