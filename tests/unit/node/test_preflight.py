@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import socket
 
 import pytest
@@ -34,7 +35,8 @@ def address(port, peer=OTHER, host="/ip4/127.0.0.1"):
 
 
 def check(*addresses):
-    trio.run(preflight.check_bootstrap, addresses, OWN, clock=trio.testing.MockClock(autojump_threshold=0.2))
+    ask = functools.partial(preflight.check_bootstrap, addresses, OWN, seconds=2)
+    trio.run(ask, clock=trio.testing.MockClock(autojump_threshold=0.2))
 
 
 def test_one_live_bootstrap_peer_is_enough(listening, dead):
