@@ -268,9 +268,7 @@ def _check_authorship(link: Link, tally: _Tally) -> None:
         return
     for contribution, header in zip(record.contributions, link.headers, strict=True):
         if header is not None:
-            seat = committee.seat_of(header.peer)
-            flaw = "the header is another peer's" if seat != contribution.seat else ""
-            flaw = flaw or _find_header_flaw(committee, record, header)
+            flaw = _find_header_flaw(committee, record, contribution.seat, header)
             if flaw:
                 tally.fail(f"round {record.round}, seat {contribution.seat}: {flaw}")
             tally.count += 1
@@ -282,12 +280,11 @@ def _check_authorship(link: Link, tally: _Tally) -> None:
             tally.count += 2
 
 
-def _find_header_flaw(committee: Committee, record: RoundRecord, header: ContributionHeader) -> str:
+def _find_header_flaw(committee: Committee, record: RoundRecord, seat: int, header: ContributionHeader) -> str:
     if (header.task, header.round, header.parent) != (record.task, record.round, record.parent):
         return "the header belongs to another round"
-    seat = committee.seat_of(header.peer)
-    if seat is None:
-        return "the header is a stranger's"
+    if committee.seat_of(header.peer) != seat:
+        return "the header is another peer's"
     if not bls.verify(committee.seats[seat].bls_public_key, header.signing_root(), header.signature):
         return "the signature of the header does not hold"
     return ""

@@ -346,6 +346,17 @@ def test_a_quorum_lets_a_stranger_in() -> None:
     assert forge(quorum=True, record=admit)[1] == {"authorship", "participation"}
 
 
+def test_a_quorum_lets_a_stranger_score() -> None:
+    def admit(record, history):
+        card = histories.Scorecard.decode(history.store.get(record.scorecards[0]))
+        root = histories.compute_seed_root(card.task, card.round, card.parent)
+        bare = replace(card, validator=STRANGER.peer_id, seed_proof=STRANGER.sign_bls(root), signature=b"")
+        forged = replace(bare, signature=STRANGER.sign_bls(bare.signing_root()))
+        return replace(record, scorecards=(*record.scorecards, history.put(forged.encode())))
+
+    assert forge(quorum=True, record=admit)[1] == {"authorship", "participation"}
+
+
 def test_a_quorum_lets_a_member_choose_its_shard() -> None:
     def choose(headers, history):
         return [history.sign_header(replace(headers[0], shard=headers[1].shard)), *headers[1:]]
