@@ -28,7 +28,7 @@ class Pacing:
     to the moment a quorum was complete.
     """
 
-    grace_share: float = 0.5
+    grace_share: float = 1.0  # a peer half as fast as the quorum is still counted
     minimum_grace_seconds: float = 2.0
     maximum_grace_seconds: float = 60.0
 

@@ -234,6 +234,7 @@ class SimulatedSwarm:
         stakes_wei: Sequence[int] = (),
         has_chain: bool = False,
         snapshot_every_rounds: int = 1,
+        averaging: str = "gossip",
     ) -> AsyncIterator[SimulatedSwarm]:
         """A swarm in which nobody has started yet.
 
@@ -248,7 +249,7 @@ class SimulatedSwarm:
             trio.open_nursery() as nursery,
         ):
             swarm = cls(network, nursery)
-            swarm.spec = build_spec(rounds=rounds)
+            swarm.spec = build_spec(rounds=rounds, averaging=averaging)
             for number in range(peers):
                 conduct = (conducts or {}).get(number) or Conduct()
                 pace = (step_seconds or {}).get(number, STEP_SECONDS)
