@@ -298,11 +298,10 @@ def card_twice(record, _):
     return replace(record, scorecards=(*record.scorecards, record.scorecards[0]))
 
 
-@pytest.mark.parametrize("round_", [1, ROUNDS], ids=["below", "last"])
 @pytest.mark.parametrize(
-    "change",
-    [promote, overweigh, pay_more, pay_a_stranger, trust_more, nobody, half, one_twice, seat_beyond, fewer_cards,
-     card_twice],
+    ("change", "round_"),
+    [(promote, 2), (overweigh, 2), (pay_more, 1), (pay_more, 2), (pay_a_stranger, 2), (trust_more, 1), (trust_more, 2),
+     (nobody, 1), (nobody, 2), (half, 2), (one_twice, 2), (seat_beyond, 2), (fewer_cards, 2), (card_twice, 2)],
 )  # fmt: skip
 def test_a_quorum_bends_the_settlement(change, round_: int) -> None:
     failed = forge(round_, quorum=True, record=change)[1]
@@ -450,6 +449,27 @@ def test_genesis_pays_somebody() -> None:
         return replace(record, rewards=rewards, rewards_root=root)
 
     assert forge(0, quorum=True, record=pay)[1] == {"participation"}
+
+
+def test_genesis_claims_a_quorum_of_a_parent() -> None:
+    borrowed = histories.build_now(rounds=1).head.attestation
+
+    def claim(record, _):
+        return replace(record, parent_attestation=borrowed)
+
+    assert forge(0, quorum=True, record=claim)[1] == {"lineage"}
+    assert judge(histories.build_now(rounds=0), attestation=borrowed).failed == ("lineage",)
+
+
+def test_genesis_names_the_committee_of_another_epoch() -> None:
+    def leap(record, history):
+        history.committee = replace(history.committee, epoch=5)
+        history.put(history.committee.to_block().encode())
+        return replace(record, committee=history.committee.cid())
+
+    report = judge(histories.build_now(rounds=ROUNDS, forger=Forging(0, quorum=True, record=leap)))
+    assert report.findings["lineage"].reason == "round 0 names the committee of another task or epoch"
+    assert report.failed == ("lineage",)
 
 
 def test_the_committee_changes_within_an_epoch() -> None:

@@ -161,7 +161,7 @@ def test_a_flipped_bit_anywhere_in_a_car_is_noticed(home: Path, archive: Path, t
     data = archive.read_bytes()
     path = tmp_path / "flipped.car"
     codes = set()
-    places = [*range(0, 200, 3), *range(200, len(data), len(data) // 60)]
+    places = [*range(0, 200, 7), *range(200, len(data), len(data) // 40)]
     for place in places:
         path.write_bytes(data[:place] + bytes([data[place] ^ 1 << place % 8]) + data[place + 1 :])
         code, found, _ = call(capsys, path, "--committee", home / "committee.cbor")
