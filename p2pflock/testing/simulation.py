@@ -221,7 +221,7 @@ class SimulatedSwarm:
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def open(
+    async def open(  # noqa: PLR0913 - each is one knob of a scenario, all by name
         cls,
         *,
         peers: int = 7,
