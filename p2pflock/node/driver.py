@@ -103,18 +103,23 @@ class RoundDriver:
         self._wake = math.inf
 
     # --- inputs from the network ---
+    @property
+    def has_room(self) -> bool:
+        """Whether another message from outside may be delivered; our own inputs are never refused."""
+        return self._send.statistics().current_buffer_used < INBOX
+
     def deliver(self, message: Message) -> None:
-        """A verified message of this round.  Drops it when the inbox is full (it will be sent again)."""
+        """A verified message of this round, while there is room."""
         machine = self._round
         match message:
             case ContributionHeader():
-                self._feed_foreign(lambda now: self._kept(message, machine.on_header(message, now)))
+                self._feed(lambda now: self._kept(message, machine.on_header(message, now)))
             case Scorecard():
-                self._feed_foreign(lambda now: self._kept(message, machine.on_scorecard(message, now)))
+                self._feed(lambda now: self._kept(message, machine.on_scorecard(message, now)))
             case Proposal():
-                self._feed_foreign(lambda now: machine.on_proposal(message, now))
+                self._feed(lambda now: machine.on_proposal(message, now))
             case Vote():
-                self._feed_foreign(lambda now: machine.on_vote(message, now))
+                self._feed(lambda now: machine.on_vote(message, now))
 
     def _kept(
         self, message: ContributionHeader | Scorecard, effects: tuple[rounds.Effect, ...]
@@ -146,12 +151,6 @@ class RoundDriver:
     def _feed(self, step: Callable[[float], Iterable[rounds.Effect]]) -> None:
         """For what we did ourselves: must not get lost, and comes no faster than we act."""
         self._send.send_nowait(step)
-
-    def _feed_foreign(self, step: Callable[[float], Iterable[rounds.Effect]]) -> None:
-        if self._send.statistics().current_buffer_used >= INBOX:
-            self._context.events.emit("dropped", what="round input", reason="inbox full")
-        else:
-            self._feed(step)
 
     # --- the loop ---
     async def run(self) -> Decision:

@@ -110,6 +110,9 @@ class Intake:
             if message.round == expected:
                 self._keep_early(author, data, kind)
             return Verdict.IGNORE
+        if self._driver is not None and not self._driver.has_room:
+            self.refused["inbox full"] += 1
+            return Verdict.IGNORE  # not marked as seen: it will be sent again
         ruling = RULES[kind](facts, message)
         if not ruling.is_accepted:
             return self._refuse(_VERDICTS[ruling.decision], f"{kind.KIND}: {ruling.reason}")

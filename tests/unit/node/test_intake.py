@@ -21,6 +21,7 @@ class Round:
     def __init__(self, beacon):
         self.beacon = beacon
         self.got = []
+        self.has_room = True
 
     def deliver(self, message):
         self.got.append(message)
@@ -160,3 +161,14 @@ def test_between_rounds_messages_of_the_next_wait(members, entered):
     again = Round(members.beacon)
     intake.enter(again)
     assert (driver.got, again.got) == ([], [members.header(0)])
+
+
+def test_what_finds_a_full_inbox_may_come_again(members, entered):
+    intake, driver = entered
+    header = members.header(1)
+    driver.has_room = False
+    assert judge(intake, header) is Verdict.IGNORE
+    assert driver.got == []
+    driver.has_room = True
+    assert judge(intake, header) is Verdict.ACCEPT
+    assert driver.got == [header]
