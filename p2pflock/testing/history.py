@@ -336,7 +336,7 @@ async def _fold(history: History, trainer: Trainer, record: RoundRecord) -> Fold
 async def _contribute(history: History, trainer: Trainer, silent: set[int]) -> list[ContributionHeader]:
     parent, count = history.head, len(history.signers)
     round_ = parent.record.round + 1
-    beacon = compute_beacon(parent.record.task, parent.record.epoch, round_, parent.cid.digest)
+    beacon = compute_beacon(parent.record.task, history.committee.epoch, round_, parent.cid.digest)
     shards = compute_shards(beacon, count, count)
     headers = []
     for seat, signer in enumerate(history.signers):

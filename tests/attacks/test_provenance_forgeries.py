@@ -310,6 +310,16 @@ def test_a_quorum_bends_the_settlement(change, round_: int) -> None:
     assert "integrity" not in failed
 
 
+def test_a_quorum_settles_by_the_rules_without_a_quorum_of_contributions() -> None:
+    report = judge(histories.build_now(rounds=ROUNDS, absent=[(ROUNDS, 2), (ROUNDS, 3)]))
+    assert report.failed == ("participation",)
+    assert "contributions of less than a quorum" in report.findings["participation"].reason
+
+
+def test_a_quorum_settles_by_the_rules_without_a_quorum_of_scorecards() -> None:
+    assert forge(quorum=True, cards=lambda cards, _: cards[:2])[1] == {"participation"}
+
+
 def test_a_quorum_takes_scorecards_of_another_round() -> None:
     kept = []
 
@@ -448,7 +458,14 @@ def test_genesis_pays_somebody() -> None:
         root = histories.settlement.compute_rewards_root(record.task, rewards)
         return replace(record, rewards=rewards, rewards_root=root)
 
-    assert forge(0, quorum=True, record=pay)[1] == {"participation"}
+    def promise(record, _):
+        return replace(pay(record, _), rewards=())
+
+    def favour(record, history):
+        return replace(record, trust=(Trust(history.committee.seats[0].peer, 1_000_000),))
+
+    for change in (pay, promise, favour):
+        assert forge(0, quorum=True, record=change)[1] == {"participation"}
 
 
 def test_genesis_claims_a_quorum_of_a_parent() -> None:
@@ -467,7 +484,8 @@ def test_genesis_names_the_committee_of_another_epoch() -> None:
         history.put(history.committee.to_block().encode())
         return replace(record, committee=history.committee.cid())
 
-    report = judge(histories.build_now(rounds=ROUNDS, forger=Forging(0, quorum=True, record=leap)))
+    history = histories.build_now(rounds=ROUNDS, forger=Forging(0, quorum=True, record=leap))
+    report = judge(history, trust=provenance.Trust(frozenset({history.committee.cid()})))
     assert report.findings["lineage"].reason == "round 0 names the committee of another task or epoch"
     assert report.failed == ("lineage",)
 
