@@ -32,6 +32,7 @@ from p2pflock.protocol.collection import Pacing
 from p2pflock.protocol.committee import Committee
 from p2pflock.protocol.messages import CommitteeBlock, Seat
 from p2pflock.protocol.timeouts import Timeouts
+from p2pflock.storage import durable
 from p2pflock.storage.blocks import DiskStore
 from p2pflock.storage.journal import VoteJournal
 
@@ -152,6 +153,8 @@ async def run_peer(
         VoteJournal.open(config.home / f"ledger-{facts.task.hex()[:16]}.journal") as index,
     ):
         write_run_file(config)
+        # For whoever verifies from this home when the chain is gone: `verify --committee`.
+        durable.write_file(config.home / COMMITTEE_FILE, committee.to_block().encode())
         spec_block = config.spec.encode()
         store.put(facts.spec, spec_block)
         async with (
