@@ -24,6 +24,7 @@ from p2pflock.node.sync import BlockExchange, RoundSync
 from p2pflock.ports import Genesis
 from p2pflock.protocol.collection import Pacing
 from p2pflock.protocol.messages import Attestation, RoundRecord
+from p2pflock.protocol.settlement import compute_genesis
 from p2pflock.protocol.timeouts import Timeouts
 
 WATCH_SECONDS = 0.5
@@ -42,26 +43,6 @@ class _Found:
 
     peer: bytes
     decisions: Sequence[tuple[RoundRecord, Attestation]]
-
-
-def build_genesis(context: PeerContext, genesis: Genesis) -> RoundRecord:
-    """Round 0: the same for everyone who opens the same spec with the same committee."""
-    return RoundRecord(
-        task=context.facts.task,
-        epoch=context.committee.epoch,
-        round=0,
-        parent=None,
-        parent_attestation=None,
-        committee=context.committee.cid(),
-        contributions=(),
-        absent=(),
-        scorecards=(),
-        trust=(),
-        model_hash=genesis.model_hash,
-        weights=genesis.weights,
-        rewards=(),
-        rewards_root=bytes(32),
-    )
 
 
 class Peer:
@@ -117,7 +98,7 @@ class Peer:
 
     async def _open_ledger(self, genesis: Genesis) -> None:
         context = self._context
-        record = build_genesis(context, genesis)
+        record = compute_genesis(context.committee, genesis.model_hash, genesis.weights)
         if context.ledger.is_empty:
             context.ledger.append(record, None, [context.committee.to_block().encode()])
             context.store_file(await context.trainer.export())

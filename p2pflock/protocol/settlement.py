@@ -205,6 +205,26 @@ def compute_rewards_root(task: bytes, rewards: Sequence[Reward]) -> bytes:
     return merkle.root([merkle.leaf_hash(task, r.address, r.cumulative_wei) for r in rewards])
 
 
+def compute_genesis(committee: Committee, model_hash: bytes, weights: CID) -> RoundRecord:
+    """Round 0: the same for everyone who opens the same spec with the same committee; nobody signs it."""
+    return RoundRecord(
+        task=committee.task,
+        epoch=committee.epoch,
+        round=0,
+        parent=None,
+        parent_attestation=None,
+        committee=committee.cid(),
+        contributions=(),
+        absent=(),
+        scorecards=(),
+        trust=(),
+        model_hash=model_hash,
+        weights=weights,
+        rewards=(),
+        rewards_root=bytes(32),
+    )
+
+
 def compute_record(
     *,
     parent: RoundRecord,

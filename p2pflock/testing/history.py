@@ -38,7 +38,6 @@ from p2pflock.protocol.committee import (
     compute_vote_root,
 )
 from p2pflock.protocol.messages import (
-    NIL,
     Absence,
     Absentee,
     Attestation,
@@ -251,22 +250,7 @@ def _open_chain(spec: TaskSpec, signers: Sequence[SeededSigner]) -> FakeChain:
 
 async def _open(history: History, trainer: Trainer, forger: Forger) -> None:
     genesis = await trainer.open()
-    record = RoundRecord(
-        task=history.committee.task,
-        epoch=history.committee.epoch,
-        round=0,
-        parent=None,
-        parent_attestation=None,
-        committee=history.committee.cid(),
-        contributions=(),
-        absent=(),
-        scorecards=(),
-        trust=(),
-        model_hash=genesis.model_hash,
-        weights=genesis.weights,
-        rewards=(),
-        rewards_root=NIL,
-    )
+    record = settlement.compute_genesis(history.committee, genesis.model_hash, genesis.weights)
     record = forger.on_record(history, record)
     history.decisions.append(Decision(record, history.put(record.encode()), None, record.task))
 
