@@ -358,7 +358,7 @@ def _unpack_compiled(
 ) -> tuple[I64, NDArray[np.int8]]:
     entries, lengths = int(counts.sum()), shape.lengths()
     indices, levels = np.empty(entries, np.int64), np.empty(entries, np.int8)
-    raw = (np.frombuffer(stream, np.uint8) for stream in streams)
+    raw = (np.frombuffer(stream + bytes(kernels.PADDING), np.uint8) for stream in streams)
     status = kernels.unpack(
         counts, _rice_parameters(lengths, counts), lengths, shape.chunk, *raw, indices, levels
     )

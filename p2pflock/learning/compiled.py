@@ -78,10 +78,11 @@ def compute_answer(kernels: ModuleType) -> str:
     counts, lows, sums = np.empty(4, np.int64), np.empty(4, np.int64), np.empty((4, 2))
     kernels.pick(vector, chunk, shares, positions, levels, counts, sums, lows)
     widths = np.array([1, 1, 1, 1])
-    unary, remainders, values = np.zeros(64, np.uint8), np.zeros(4, np.uint8), np.zeros(8, np.uint8)
+    unary, remainders, values = (np.zeros(length, np.uint8) for length in (64, 4, 8))
     used = kernels.pack(counts, widths, lengths, chunk, positions, levels, unary, remainders, values)
     back, signs = np.empty_like(positions), np.empty_like(levels)
-    status = kernels.unpack(counts, widths, lengths, chunk, unary[:used], remainders, values, back, signs)
+    padded = [np.append(stream, np.zeros(kernels.PADDING, np.uint8)) for stream in (unary[:used], remainders, values)]
+    status = kernels.unpack(counts, widths, lengths, chunk, *padded, back, signs)
     squares = np.empty(4, np.int64)
     kernels.sum_squares(signs, counts, squares)
     # Three payloads: this one, one at other positions, this one again.

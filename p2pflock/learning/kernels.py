@@ -27,6 +27,8 @@ NOT_FINITE, BAD_POSITION, WRONG_LENGTH, BAD_PADDING, NO_LOW_LEVEL = -1, -2, -3, 
 ABSOLUTE = np.uint32(0x7FFFFFFF)
 INFINITY = np.uint32(0x7F800000)
 STRIDE = 4096
+PADDING = 3  # a remainder of at most 15 bits lies in three bytes
+LEADING_ONES = np.array([f"{byte:08b}0".index("0") for byte in range(256)], np.uint8)
 LARGEST = np.finfo(np.float32).max
 NEAR = 1 << 18  # 1/32 of an octave: how far a chunk's threshold usually is from the one before
 
@@ -286,61 +288,52 @@ def unpack(
 ) -> int:
     """The inverse of `pack`, as strict as codec.decode.  Returns OK or what is wrong.
 
-    `remainders` and `values` have the bytes that counts and widths call for; `unary` may be anything.
+    `remainders` and `values` have the bytes that counts and widths call for; `unary` may be anything.  Each has
+    PADDING zero bytes more, so that a window of bits never ends beyond it.
     """
-    unary_end = 8 * len(unary)
-    unary_bit = 0
-    remainder_at = 0
-    remainder_word, remainder_bits = np.int64(0), 0  # read and not yet used, below 8 bits between two gets
-    value_bit = 0
+    unary_end = 8 * (len(unary) - PADDING)
+    unary_bit = remainder_bit = value_bit = 0
     entry = 0
     for number in range(len(counts)):
         width, begin = widths[number], number * chunk
+        mask, rest = (1 << width) - 1, 24 - width
         end = begin + lengths[number]
         previous = begin - 1
         has_low = counts[number] == 0
         for _ in range(counts[number]):
-            start = unary_bit
-            while True:
-                if unary_bit >= unary_end:
-                    return WRONG_LENGTH
-                byte = np.int64(unary[unary_bit >> 3])
-                bit = unary_bit & 7
-                if bit == 0 and byte == 0xFF:
-                    unary_bit += 8
-                    continue
-                unary_bit += 1
-                if byte & (0x80 >> bit) == 0:
+            quotient = 0
+            while unary_bit < unary_end:
+                at = unary_bit >> 3
+                window = (np.int64(unary[at]) << 8 | np.int64(unary[at + 1])) >> (8 - (unary_bit & 7)) & 0xFF
+                ones = np.int64(LEADING_ONES[window])
+                quotient += ones
+                unary_bit += ones
+                if ones < 8:
                     break
-            quotient = unary_bit - start - 1
-            while remainder_bits < width:
-                remainder_word = (remainder_word << 8) | np.int64(remainders[remainder_at])
-                remainder_at += 1
-                remainder_bits += 8
-            remainder_bits -= width
-            gap = (quotient << width) | (remainder_word >> remainder_bits)
-            remainder_word &= (1 << remainder_bits) - 1
-            at = previous + 1 + gap
-            if at >= end:
+            unary_bit += 1  # the stop bit
+            if unary_bit > unary_end:
+                return WRONG_LENGTH
+            at = remainder_bit >> 3
+            word = np.int64(remainders[at]) << 16 | np.int64(remainders[at + 1]) << 8 | np.int64(remainders[at + 2])
+            gap = quotient << width | (word >> (rest - (remainder_bit & 7)) & mask)
+            remainder_bit += width
+            position = previous + 1 + gap
+            if position >= end:
                 return BAD_POSITION
-            previous = at
-            indices[entry] = at
-            code = (np.int64(values[value_bit >> 3]) >> (6 - (value_bit & 7))) & 3
+            previous = position
+            indices[entry] = position
+            code = np.int64(values[value_bit >> 3]) >> (6 - (value_bit & 7)) & 3
             value_bit += 2
             has_low |= code & 1 == 0
-            level = 2 + (code & 1)
-            levels[entry] = -level if code & 2 else level
+            levels[entry] = (2 + (code & 1)) * (1 - (code & 2))
             entry += 1
         if not has_low:
             return NO_LOW_LEVEL
-    if (unary_bit + 7) >> 3 != len(unary):
+    if (unary_bit + 7) >> 3 != len(unary) - PADDING:
         return WRONG_LENGTH
-    if unary_bit & 7 and np.int64(unary[len(unary) - 1]) & ((1 << (8 - (unary_bit & 7))) - 1):
-        return BAD_PADDING
-    if remainder_word:
-        return BAD_PADDING
-    if value_bit & 7 and np.int64(values[len(values) - 1]) & ((1 << (8 - (value_bit & 7))) - 1):
-        return BAD_PADDING
+    for stream, used in ((unary, unary_bit), (remainders, remainder_bit), (values, value_bit)):
+        if used & 7 and np.int64(stream[used >> 3]) & (0xFF >> (used & 7)):
+            return BAD_PADDING
     return OK
 
 

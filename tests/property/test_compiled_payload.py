@@ -118,7 +118,7 @@ def checked():
     options = {**OPTIONS, "boundscheck": True}
     names = ("pick", "pack", "unpack", "sum_squares", "combine", "subtract")
     made = {name: numba.njit(**options)(getattr(kernels, name).py_func) for name in names}
-    constants = {name: getattr(kernels, name) for name in ("OK", "NOT_FINITE", "BAD_POSITION")}
+    constants = {name: getattr(kernels, name) for name in ("OK", "NOT_FINITE", "BAD_POSITION", "PADDING")}
     return SimpleNamespace(**made, **constants)
 
 
