@@ -82,6 +82,11 @@ check: $(STAMPS)/python $(STAMPS)/contracts ## ruff, mypy --strict, import direc
 	@echo "== forge fmt" && contracts/tools/forge fmt --check --root contracts
 	@echo "check: all passed"
 
+# --- measure --------------------------------------------------------------------------------------------
+.PHONY: bench-codec
+bench-codec: setup ## codec and fold at 10 million parameters: times, memory, payload size
+	@$(BIN)/python benchmarks/codec.py --out docs/benchmarks/codec.json
+
 .PHONY: clean
 clean: ## remove everything that was built; keeps downloaded data and the virtual environment
 	@rm -rf build/stamps build/demo build/demo-short build/test contracts/out contracts/cache \

@@ -21,7 +21,7 @@ from typing import Protocol
 import numpy as np
 
 from p2pflock.errors import InvalidMessageError, LocalProtocolError, SpecError
-from p2pflock.learning import checkpoint, codec, fold, scoring, shards
+from p2pflock.learning import checkpoint, codec, compiled, fold, scoring, shards
 from p2pflock.learning.checkpoint import Layout
 from p2pflock.learning.codec import F32, Shape, Sparse
 from p2pflock.learning.dataset import Split
@@ -72,6 +72,7 @@ class Learner:
         self.network = network
         self._layout = network.layout
         self._size = network.layout.parameters
+        compiled.find(self._size)  # a first use compiles for seconds: not within a round
         self._rule = fold.FoldRule(
             floor_divisor=spec.fold.floor_divisor,
             gain=float(spec.fold.gain),
