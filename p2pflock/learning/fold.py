@@ -36,7 +36,7 @@ from p2pflock.learning.codec import F32
 
 MAX_WEIGHT = 1 << 40  # times MAX_INPUTS times the largest divisor stays within 64 bits
 MAX_INPUTS = 4096
-BLOCK = 1 << 17  # elements folded at a time: bounds what is allocated beside the result
+BLOCK = 1 << 18  # elements folded at a time: bounds what is allocated beside the result
 NOT_FINITE = "fold: the result is not finite"
 OUT_OF_PLACE = "fold: a payload whose positions do not ascend within the model"
 TINY = np.float32(2.0**-100)  # far above the subnormals, far below anything that trains
