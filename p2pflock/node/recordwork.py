@@ -142,10 +142,11 @@ class RecordWork:
         committee = self._context.committee
         if record.round != parent.record.round + 1 or record.parent != parent.cid:
             raise InvalidMessageError("record does not follow our head")
-        if record.parent_attestation is not None:
-            verify_attestation(committee, record.parent_attestation, parent.record, self._grandhead(parent))
-        elif parent.record.round > 0:
-            raise InvalidMessageError("record carries no attestation of its parent")
+        before = self._context.ledger.at(parent.record.round - 1)
+        if (record.parent_attestation is None) != (before is None):
+            raise InvalidMessageError("every parent but genesis carries an attestation, and genesis none")
+        if record.parent_attestation is not None and before is not None:
+            verify_attestation(committee, record.parent_attestation, parent.record, before.head)
         included = {contribution.seat for contribution in record.contributions}
         if not committee.has_quorum(included):
             raise InvalidMessageError("record holds contributions of less than a quorum")
@@ -158,11 +159,6 @@ class RecordWork:
         )
         if rebuilt != record:
             raise InvalidMessageError(f"record differs from ours in {_describe_difference(rebuilt, record)}")
-
-    def _grandhead(self, parent: Decision) -> bytes:
-        before = self._context.ledger.at(parent.record.round - 1)
-        assert before is not None
-        return before.head
 
     # --- gathering ---
     def _facts(self, record: RoundRecord) -> validation.RoundFacts:

@@ -28,7 +28,15 @@ from p2pflock.ports import (
 from p2pflock.primitives import wire
 from p2pflock.primitives.cid import CID
 from p2pflock.protocol.committee import compute_beacon, compute_proposer, compute_vote_root
-from p2pflock.protocol.messages import NIL, Absence, ContributionHeader, Proposal, RoundRecord, Vote
+from p2pflock.protocol.messages import (
+    NIL,
+    Absence,
+    Attestation,
+    ContributionHeader,
+    Proposal,
+    RoundRecord,
+    Vote,
+)
 from p2pflock.testing.simulation import Conduct
 
 
@@ -97,6 +105,22 @@ class WrongModel(Conduct):
             return (data,)
         record = RoundRecord.decode(proposal.record)
         lie = replace(record, model_hash=hashlib.sha256(record.model_hash).digest())
+        return (_sign_proposal(self, replace(proposal, record=lie.encode())),)
+
+
+class GenesisAttester(Conduct):
+    """As the proposer of round 1 shows a quorum for genesis, which nobody signs."""
+
+    def publish(self, topic: str, data: bytes) -> Iterable[bytes]:
+        if topic != "proposal":
+            return (data,)
+        proposal = Proposal.decode(data)
+        if proposal.proposer != self.me.signer.peer_id or proposal.round != 1:
+            return (data,)
+        record = RoundRecord.decode(proposal.record)
+        assert record.parent is not None
+        forged = Attestation(record.parent, 0, b"\x7f", bytes(96))
+        lie = replace(record, parent_attestation=forged)
         return (_sign_proposal(self, replace(proposal, record=lie.encode())),)
 
 

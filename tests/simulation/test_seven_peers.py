@@ -291,6 +291,16 @@ def test_what_a_lying_proposer_proposes_is_not_decided(liar):
     run_with(liar(), liar(), rounds=2, seed=7, expect=expect)  # seat 0 has the first turn
 
 
+def test_a_quorum_for_genesis_is_refused_and_harms_nobody():
+    def expect(swarm):
+        decided = swarm.peers[2].told("decided", round=1)[0]
+        assert decided["view"] > 0
+        assert swarm.peers[2].told("dropped", what="proposal")
+        assert swarm.peers[2].record(1).parent_attestation is None
+
+    run_with(rogues.GenesisAttester(), rogues.GenesisAttester(), rounds=2, seed=7, expect=expect)
+
+
 def test_a_censor_costs_its_victim_no_more_than_its_own_turns():
     def expect(swarm):
         censored = []
