@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from p2pflock.errors import InvalidMessageError, LocalProtocolError
-from p2pflock.primitives import bls, signing
+from p2pflock.primitives import bls
 from p2pflock.primitives.cid import CID
-from p2pflock.protocol.committee import Committee
+from p2pflock.protocol.committee import Committee, compute_vote_root
 from p2pflock.protocol.messages import Attestation, RoundRecord, Step, Vote
 
 
@@ -61,18 +61,17 @@ def verify_attestation(
         raise InvalidMessageError("the bitmap names a seat that does not exist")
     if not committee.has_quorum(seats):
         raise InvalidMessageError("the signers are no quorum")
-    digest = signing.compute_vote_digest(
-        chain_id=committee.chain_id,
-        anchor=committee.anchor,
+    vote = Vote(
         task=record.task,
-        epoch=record.epoch,
-        round_=record.round,
+        round=record.round,
         view=attestation.view,
         step=int(Step.PRECOMMIT),
         record_digest=record.digest(),
         rewards_root=record.rewards_root,
-        previous_head=previous_head,
+        validator=b"",  # the digest is the same for every signer
+        signature=b"",
     )
+    digest = compute_vote_root(committee, vote, previous_head)
     keys = [committee.seats[seat].bls_public_key for seat in sorted(seats)]
     if not bls.fast_aggregate_verify(keys, digest, attestation.signature):
         raise InvalidMessageError("the aggregate signature does not hold")
