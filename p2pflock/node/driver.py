@@ -145,9 +145,6 @@ class RoundDriver:
     def beacon(self) -> bytes:
         return self._beacon
 
-    def known_header(self, seat: int) -> ContributionHeader | None:
-        return self._round.collection.headers.get(seat)
-
     def _feed(self, step: Callable[[float], Iterable[rounds.Effect]]) -> None:
         """For what we did ourselves: must not get lost, and comes no faster than we act."""
         self._send.send_nowait(step)

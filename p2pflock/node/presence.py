@@ -115,9 +115,6 @@ class Presence:
         status = self._status.get(peer)
         return max(0, status.round - self._context.ledger.head.record.round) if status else 0
 
-    def record_of(self, peer: bytes) -> PeerRecord | None:
-        return self._records.get(peer)
-
     # --- loops ---
     async def run(self, *, started: Callable[[], None] = lambda: None) -> None:
         async with trio.open_nursery() as nursery:

@@ -46,7 +46,6 @@ class BlockExchange:
     def __init__(self, requests: Requests, store: BlobStore) -> None:
         self._requests = requests
         self._store = store
-        self.fetched_bytes = 0
         self._failures: dict[bytes, int] = {}  # peer -> requests in a row that gave nothing
         requests.serve(BLOCK_PROTOCOL, self._serve_block, max_request_bytes=64)
 
@@ -79,7 +78,6 @@ class BlockExchange:
             if (data or cid == CID.of(RAW, b"")) and cid.matches(data):
                 self._failures.pop(peer, None)
                 self._store.put(cid, data)
-                self.fetched_bytes += len(data)
                 return data
             self._note_failure(peer)
         raise UnavailableError(f"no peer has block {cid}")
