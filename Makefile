@@ -46,6 +46,11 @@ $(STAMPS)/python: pyproject.toml constraints.txt | $(STAMPS)/tools
 	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,fast]'
 	@mkdir -p $(STAMPS) && touch $@
 
+$(STAMPS)/bench: $(STAMPS)/python
+	@echo "== packages for plots"
+	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[bench]'
+	@touch $@
+
 $(STAMPS)/contracts: $(wildcard contracts/package.json contracts/package-lock.json) | $(STAMPS)/tools
 	@echo "== npm packages (anvil, forge, solc, OpenZeppelin)"
 	@cd contracts && npm ci --no-audit --no-fund --loglevel=error
