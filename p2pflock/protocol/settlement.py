@@ -3,11 +3,10 @@
 Law: a pure function in integers; its inputs may come in any order, its outputs are sorted by seat.  Members
 recompute it before they vote and anyone can later, so nothing here may depend on a float, a clock or a peer.
 
-The gate is the rule of the simulations (docs/design.md): each contribution's score is the stake-weighted median
-of the validators' cosines to a public gradient, trust is its running mean, and a contribution is dropped while
-its peer's trust is negative and below the median trust of the round (which at most half of them can be).
-Single-round scores of honest peers are negative a quarter of the time: the running mean is essential.  A
-validator's line about its own contribution counts for nothing.
+Whom the gate leaves out is decided in gate.py.  A validator's line about its own contribution counts for nothing.
+
+Fold weights are sample counts, capped at twice their median.  Seats that sent the same payload share one
+weight: what is sent twice is folded once.  Nothing in a round proves who was first.
 
 Rewards: budget = what the committee block grants for a round; TRAINER_BPS of it goes to accepted contributions
 by fold weight, the rest to validators whose scorecard is in the record, by stake and by how many of the others'
@@ -24,6 +23,7 @@ from typing import TypeVar
 from p2pflock.errors import InvalidMessageError
 from p2pflock.primitives import merkle
 from p2pflock.primitives.cid import CID
+from p2pflock.protocol import gate
 from p2pflock.protocol.committee import Committee
 from p2pflock.protocol.messages import (
     Absentee,
@@ -40,7 +40,6 @@ from p2pflock.protocol.messages import (
 
 TRAINER_BPS = 8_000
 BPS = 10_000
-MEMORY_TENTHS = 7  # E = 0.7 E + 0.3 s
 WEIGHT_CAP = 2  # times the median sample count: a fast machine may not own the round
 
 
@@ -53,29 +52,6 @@ class Settlement:
     trust: tuple[Trust, ...]
     rewards: tuple[Reward, ...]
     rewards_root: bytes
-
-
-def compute_weighted_median(values: Sequence[tuple[int, int]]) -> int:
-    """Lower weighted median of (value, weight > 0) pairs: the least value with half of the weight at or below."""
-    total = sum(weight for _, weight in values)
-    seen = 0
-    for value, weight in sorted(values):
-        seen += weight
-        if 2 * seen >= total:
-            return value
-    raise InvalidMessageError("a median needs at least one value")
-
-
-def compute_trust(before_micro: int, score_micro: int) -> int:
-    """0.7 E + 0.3 s in millionths, rounded towards minus infinity."""
-    return (MEMORY_TENTHS * before_micro + (10 - MEMORY_TENTHS) * score_micro) // 10
-
-
-def _median(values: Sequence[int]) -> int:
-    """The middle value, or the middle of the middle two rounded down: as in the simulations, so that of two
-    contributions the worse one is below it."""
-    ordered = sorted(values)
-    return (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) // 2
 
 
 def settle(
@@ -100,20 +76,13 @@ def settle(
     ids = {seat: by_seat[seat].cid() for seat in seats}
     lines = {seat: _index(card) for seat, card in cards.items()}
     opinions = {seat: _opinions(committee, lines, seat, ids[seat]) for seat in seats}
-    before = {entry.peer: entry.ema_micro for entry in parent.trust}
-    after = dict(before)
-    valid = []
-    for seat in seats:
-        if _is_refused(opinions[seat]):
-            continue
-        valid.append(seat)
-        scores = [(score.cosine_micro, weight) for score, weight in opinions[seat] if score.is_valid]
-        if scores:  # nobody scored it: trust stays as it was
-            peer = by_seat[seat].peer
-            after[peer] = compute_trust(before.get(peer, 0), compute_weighted_median(scores))
-    gated = _gate([(after.get(by_seat[seat].peer, 0), seat) for seat in valid])
-    accepted = [seat for seat in valid if seat not in gated]
-    weights = _weigh({seat: by_seat[seat].samples for seat in accepted})
+    candidates = [
+        gate.Candidate(seat, by_seat[seat].peer, [line for line in opinions[seat] if line[0].is_valid])
+        for seat in seats
+        if not _is_refused(opinions[seat])
+    ]
+    gated = gate.judge(candidates, parent.trust)
+    weights = _weigh({entry.seat: by_seat[entry.seat] for entry in candidates if entry.seat not in gated.dropped})
     work = {
         scorer: sum(seat != scorer and ids[seat] in scored for seat in seats)
         for scorer, scored in lines.items()
@@ -121,11 +90,11 @@ def settle(
     rewards = _reward(committee, parent, weights, work)
     return Settlement(
         judgements=tuple(
-            Judgement.ACCEPTED if seat in weights else Judgement.GATED if seat in gated else Judgement.INVALID
+            Judgement.ACCEPTED if seat in weights else Judgement.GATED if seat in gated.dropped else Judgement.INVALID
             for seat in seats
         ),
         weights=tuple(weights.get(seat, 0) for seat in seats),
-        trust=tuple(Trust(peer, after[peer]) for peer in sorted(after)),
+        trust=gated.trust,
         rewards=rewards,
         rewards_root=compute_rewards_root(parent.task, rewards),
     )
@@ -166,20 +135,22 @@ def _is_refused(opinions: Sequence[tuple[Score, int]]) -> bool:
     return 2 * against > sum(weight for _, weight in opinions)
 
 
-def _gate(trust_and_seat: Sequence[tuple[int, int]]) -> frozenset[int]:
-    """Seats to drop: trust below min(median, 0).  No more than half can be below a median."""
-    if not trust_and_seat:
-        return frozenset()
-    bar = min(_median([trust for trust, _ in trust_and_seat]), 0)
-    return frozenset(seat for trust, seat in trust_and_seat if trust < bar)
+def _weigh(accepted: Mapping[int, ContributionHeader]) -> dict[int, int]:
+    """Fold weights by seat: samples, capped at twice the median; equal payloads share the greatest of theirs,
+    so that a copier cannot make its victim light by claiming few.
 
-
-def _weigh(samples: Mapping[int, int]) -> dict[int, int]:
-    """Fold weights: samples, capped at twice the median."""
-    if not samples:
+    A share is at least 1, since every accepted contribution has a weight.
+    """
+    if not accepted:
         return {}
-    cap = WEIGHT_CAP * _median(list(samples.values()))
-    return {seat: min(count, cap) for seat, count in samples.items()}
+    cap = WEIGHT_CAP * gate.compute_median([header.samples for header in accepted.values()])
+    copies: dict[CID, list[int]] = {}
+    for header in accepted.values():
+        copies.setdefault(header.payload, []).append(min(header.samples, cap))
+    return {
+        seat: max(1, max(copies[header.payload]) // len(copies[header.payload]))
+        for seat, header in accepted.items()
+    }
 
 
 def _reward(

@@ -117,7 +117,7 @@ def test_settlement(round_, random) -> None:
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(micro, st.integers(1, 100)), min_size=1, max_size=9), micro)
 def test_less_than_half_of_the_stake_cannot_move_a_score_beyond_the_honest(honest, lie) -> None:
-    from p2pflock.protocol.settlement import compute_weighted_median
+    from p2pflock.protocol.gate import compute_weighted_median
 
     liars = (lie, sum(weight for _, weight in honest) - 1)
     if liars[1] > 0:

@@ -9,7 +9,7 @@ import pytest
 from p2pflock.errors import InvalidMessageError
 from p2pflock.primitives import merkle
 from p2pflock.primitives.cid import CID
-from p2pflock.protocol import settlement
+from p2pflock.protocol import gate, settlement
 from p2pflock.protocol.messages import NIL, Absence, Absentee, Judgement, Reward, Trust
 from p2pflock.protocol.settlement import settle
 
@@ -30,7 +30,7 @@ def ema(result, swarm, seat):
 
 
 def test_weighted_median() -> None:
-    median = settlement.compute_weighted_median
+    median = gate.compute_weighted_median
     assert median([(5, 1)]) == 5
     assert median([(1, 1), (9, 1)]) == 1
     assert median([(1, 1), (2, 1), (9, 1)]) == 2
@@ -118,6 +118,17 @@ def test_samples_are_capped_at_twice_the_median(equal) -> None:
     headers = [equal.header(seat, samples=n) for seat, n in enumerate((100, 100, 300, 1 << 40))]
     result = settle(equal.committee, equal.genesis, headers, cards(equal, headers, [1000] * 4))
     assert result.weights == (100, 100, 300, 400)
+
+
+def test_the_same_payload_under_two_seats_is_folded_once(equal) -> None:
+    """The victim of a copier that claims few samples keeps its say; who pays for it is not decided here."""
+    headers = [equal.header(seat, samples=900) for seat in range(3)]
+    copy = equal.header(3, samples=1, payload=headers[2].payload)
+    result = settle(equal.committee, equal.genesis, [*headers, copy], cards(equal, [*headers, copy], [1000] * 4))
+    assert set(result.judgements) == {Judgement.ACCEPTED}
+    assert result.weights == (900, 900, 450, 450)
+    few = [equal.header(seat, samples=1, payload=CID.of_raw(b"one")) for seat in range(4)]
+    assert settle(equal.committee, equal.genesis, few, []).weights == (1, 1, 1, 1)
 
 
 def test_strangers_and_duplicates_are_refused(equal) -> None:
