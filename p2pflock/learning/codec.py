@@ -6,20 +6,33 @@ a payload means; how payloads are added up is fold.py's business.
 
 Method (SparseLoCo, arXiv 2508.15706, after Deep Gradient Compression's error feedback): the vector is cut
 into chunks; of each chunk the `k` largest magnitudes are sent, as a sign, one of two integer levels (2 or 3)
-and a float32 scale per chunk; what was not sent stays in the error feedback.  All tensors lie in one vector
+and a scale per chunk; what was not sent stays in the error feedback.  All tensors lie in one vector
 in the order of their names, so small tensors share chunks instead of paying for their own.
+
+A scale is a float32 whose lower 16 bits are zero (a bfloat16), rounded to the nearest, ties to even; the error
+feedback keeps what this rounding leaves, too.
 
 Layout, little endian, bit streams most significant bit first, each padded with zero bits to a whole byte::
 
-    magic "PFK1" | parameters u32 | chunk u32 | k u32
+    magic "PFK2" | parameters u32 | chunk u32 | k u32
+    full        u8                 1: every chunk sends its share of k, no counts follow; 0: at least one does not
     counts      u16 per chunk      entries sent of it, at most its share of k
-    scales      f32 per chunk with entries
+    scales      upper half of a float32 (u16) per chunk with entries
     unary       quotient of each index gap, in ones, ended by a zero        (Rice coding; the parameter follows
     remainders  low bits of each index gap                                   from chunk length and count)
     values      2 bits per entry: sign (1 is negative), level (1 is three)
 
 Ties between equal magnitudes go to the lower index.  At least one entry of a chunk has the lower level, so no
 scale can be traded against a level.
+
+Tiny models may send everything instead (`Shape.is_dense`, name = "int8"): a scale per chunk, its largest
+magnitude / 127 rounded as above, and one signed byte per parameter, the value / scale to the nearest, ties to
+even, cut to [-127, 127]; the rest stays in the error feedback as well.  A chunk of scale 0 has the level 0 alone,
+any other reaches 127 or -127: so here, too, no scale can be traded against levels.  Its layout::
+
+    magic "PFI1" | parameters u32 | chunk u32 | k u32, equal to chunk
+    scales      u16 per chunk, as above
+    levels      i8 per parameter
 
 The numpy code here is the definition.  For large vectors the loops marked `kernels` do the same, to the bit,
 in a tenth of the time (compiled.py).
@@ -31,6 +44,7 @@ import math
 import struct
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,12 +52,13 @@ from numpy.typing import NDArray
 from p2pflock.errors import InvalidMessageError, LocalProtocolError
 from p2pflock.learning import compiled
 
-MAGIC = b"PFK1"
+MAGIC, MAGIC_DENSE = b"PFK2", b"PFI1"
 NOT_FINITE = "codec: the pseudo-gradient is not finite", "lower the learning rate"
 HEADER = struct.Struct("<4sIII")
 MAX_CHUNK = 1 << 15  # counts travel as u16
 MAX_PARAMETERS = 1 << 30
 LOW, HIGH = 2, 3  # levels; about 0.8 and 1.2 times the mean magnitude of what is sent
+LEVEL_LIMIT = 127  # of a dense payload; with -128 a largest magnitude would have two spellings
 # Scales outside this range are worth nothing or wreck a model; inside it the fold never meets a subnormal.
 MIN_SCALE, MAX_SCALE = 2.0**-60, 2.0**20
 BLOCK = 1 << 16  # elements that element-wise passes take at a time: they stay in a cache, and temporaries small
@@ -54,17 +69,28 @@ I64 = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What both ends know of a payload: `parameters` floats in chunks of `chunk`, at most `k` sent of each."""
+    """What both ends know of a payload: `parameters` floats in chunks of `chunk`, at most `k` sent of each.
+
+    `is_dense`: all of them, as bytes; then `k` is `chunk`.
+    """
 
     parameters: int
     chunk: int
     k: int
+    is_dense: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.parameters <= MAX_PARAMETERS:
             raise LocalProtocolError(f"codec: {self.parameters} parameters")
         if not 1 <= self.k <= self.chunk <= MAX_CHUNK:
             raise LocalProtocolError(f"codec: k {self.k} of chunk {self.chunk}")
+        if self.is_dense and self.k != self.chunk:
+            raise LocalProtocolError(f"codec: k {self.k} of a dense chunk of {self.chunk}")
+
+    @property
+    def head(self) -> bytes:
+        """What a payload of this shape begins with."""
+        return HEADER.pack(MAGIC_DENSE if self.is_dense else MAGIC, self.parameters, self.chunk, self.k)
 
     @property
     def chunks(self) -> int:
@@ -81,11 +107,14 @@ class Shape:
         return -(-self.lengths() * self.k // self.chunk)
 
     def max_bytes(self) -> int:
-        """No payload of this shape is longer."""
-        entries = int(self.shares().sum())
+        """No payload of this shape is longer; a dense one is not shorter either."""
+        if self.is_dense:
+            return HEADER.size + 2 * self.chunks + self.parameters
+        last = self.parameters - (self.chunks - 1) * self.chunk
+        entries = (self.chunks - 1) * self.k - (-last * self.k // self.chunk)  # without an array, as decode asks first
         # A gap costs its quotient, one stop bit and its remainder: at most 16 bits a entry beyond the sum of
         # quotients, which is at most the sum of the chunk lengths.
-        return HEADER.size + 6 * self.chunks + (self.parameters + 18 * entries) // 8 + 3
+        return HEADER.size + 1 + 4 * self.chunks + (self.parameters + 18 * entries) // 8 + 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +123,9 @@ class Sparse:
 
     shape: Shape
     counts: I64  # (chunks,) entries per chunk
-    scales: F32  # (chunks,) zero where a chunk has no entry
+    scales: F32  # (chunks,) zero where a chunk has no entry, or none but zeros
     indices: I64  # (entries,) ascending positions in the vector
-    levels: NDArray[np.int8]  # (entries,) one of -3, -2, 2, 3
+    levels: NDArray[np.int8]  # (entries,) one of -3, -2, 2, 3; of a dense payload -127 to 127
 
     def values(self) -> F32:
         """(entries,) the values at `indices`; int times float32 is one rounding, the same everywhere."""
@@ -136,6 +165,8 @@ def compress(vector: F32, shape: Shape) -> Sparse:
     """The top k of each chunk of `vector` (parameters,), quantised.  Raises LocalProtocolError on NaN or Inf."""
     if vector.shape != (shape.parameters,) or vector.dtype != np.float32:
         raise LocalProtocolError(f"codec: expected {shape.parameters} float32, got {vector.shape} {vector.dtype}")
+    if shape.is_dense:
+        return _compress_dense(vector, shape)
     if kernels := compiled.find(shape.parameters):
         return _compress_compiled(vector, shape, kernels)
     if not np.isfinite(vector).all():
@@ -158,7 +189,7 @@ def compress(vector: F32, shape: Shape) -> Sparse:
     is_high = chosen_values.astype(np.float64) > np.repeat(_means(chosen_values, counted), counted)
     levels = np.where(is_high, HIGH, LOW).astype(np.int8)
     levels[vector[indices] < 0] *= -1
-    return Sparse(shape, counted, np.array(scales, np.float32), indices, levels)
+    return Sparse(shape, counted, round_scales(np.array(scales, np.float32)), indices, levels)
 
 
 def _compress_compiled(vector: F32, shape: Shape, kernels: ModuleType) -> Sparse:
@@ -184,7 +215,34 @@ def _compress_compiled(vector: F32, shape: Shape, kernels: ModuleType) -> Sparse
     if (counts[~is_sent] > 0).any():
         kept = np.repeat(is_sent, counts)
         indices, levels, counts = indices[kept], levels[kept], np.where(is_sent, counts, 0)
-    return Sparse(shape, counts, scales.astype(np.float32), indices, levels)
+    return Sparse(shape, counts, round_scales(scales.astype(np.float32)), indices, levels)
+
+
+def _compress_dense(vector: F32, shape: Shape) -> Sparse:
+    """Every value of `vector`; element-wise throughout, and a maximum does not round."""
+    if not np.isfinite(vector).all():
+        raise LocalProtocolError(*NOT_FINITE)
+    lengths = shape.lengths()
+    wanted = _largest(np.abs(vector), shape).astype(np.float64) / LEVEL_LIMIT
+    is_sent = wanted >= MIN_SCALE
+    scales = round_scales(np.where(is_sent, np.minimum(wanted, MAX_SCALE), 0.0).astype(np.float32))
+    divisors = np.where(is_sent, scales.astype(np.float64), np.inf)
+    levels = np.rint(vector.astype(np.float64) / np.repeat(divisors, lengths))
+    levels = np.clip(levels, -LEVEL_LIMIT, LEVEL_LIMIT).astype(np.int8)
+    return Sparse(shape, lengths, scales, np.arange(shape.parameters), levels)
+
+
+def _largest(values: NDArray[Any], shape: Shape) -> NDArray[Any]:
+    """(chunks,) the largest of each chunk."""
+    largest: NDArray[Any] = np.maximum.reduceat(values, np.arange(0, shape.parameters, shape.chunk))
+    return largest
+
+
+def round_scales(scales: F32) -> F32:
+    """The nearest floats whose lower 16 bits are zero, ties to even, by integers; for [0, MAX_SCALE]."""
+    bits = scales.view(np.uint32)
+    bits = bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))
+    return (bits & np.uint32(0xFFFF0000)).view(np.float32)
 
 
 def _top(magnitudes: F32, k: int) -> I64:
@@ -232,15 +290,25 @@ def _rice_parameters(lengths: I64, counts: I64) -> I64:
 def encode(sparse: Sparse) -> bytes:
     """The one byte string of `sparse`."""
     shape, counts = sparse.shape, sparse.counts
+    if shape.is_dense:
+        return b"".join((shape.head, _write_scales(sparse.scales), sparse.levels.tobytes()))
+    is_full = bool((counts == shape.shares()).all())
     kernels = compiled.find(shape.parameters)
     return b"".join(
         (
-            HEADER.pack(MAGIC, shape.parameters, shape.chunk, shape.k),
-            counts.astype("<u2").tobytes(),
-            sparse.scales[counts > 0].astype("<f4").tobytes(),
+            shape.head,
+            b"\1" if is_full else b"\0" + counts.astype("<u2").tobytes(),
+            _write_scales(sparse.scales[counts > 0]),
             *(_pack_compiled(sparse, kernels) if kernels else _pack(sparse)),
         )
     )
+
+
+def _write_scales(scales: F32) -> bytes:
+    bits = scales.view(np.uint32)
+    if (bits & np.uint32(0xFFFF)).any():
+        raise LocalProtocolError("codec: a scale that was not rounded")
+    return (bits >> np.uint32(16)).astype("<u2").tobytes()
 
 
 def _pack(sparse: Sparse) -> tuple[bytes, bytes, bytes]:
@@ -298,22 +366,35 @@ def decode(data: bytes, shape: Shape) -> Sparse:
     """
     if not HEADER.size <= len(data) <= shape.max_bytes():
         raise InvalidMessageError(f"payload: {len(data)} bytes")
-    if HEADER.unpack_from(data) != (MAGIC, shape.parameters, shape.chunk, shape.k):
+    if not data.startswith(shape.head):
         raise InvalidMessageError("payload: another format, model or density")
     reader = _Reader(data, HEADER.size)
-    lengths = shape.lengths()
-    counts = np.frombuffer(reader.take(2 * shape.chunks), "<u2").astype(np.int64)
-    if (counts > shape.shares()).any():
-        raise InvalidMessageError("payload: more entries than its share")
+    return _decode_dense(reader, shape) if shape.is_dense else _decode(reader, shape)
+
+
+def _decode(reader: _Reader, shape: Shape) -> Sparse:
+    data = reader.data
+    # Two bytes of each chunk are there in any case: its scale, or its count.
+    full = reader.take(1)
+    if len(data) - reader.at < 2 * shape.chunks:
+        raise InvalidMessageError("payload: cut short")
+    lengths, counts = shape.lengths(), shape.shares()
+    if full == b"\0":
+        shares, counts = counts, np.frombuffer(reader.take(2 * shape.chunks), "<u2").astype(np.int64)
+        if (counts > shares).any():
+            raise InvalidMessageError("payload: more entries than its share")
+        if (counts == shares).all():
+            raise InvalidMessageError("payload: counts that go without saying")
+    elif full != b"\1":
+        raise InvalidMessageError("payload: neither full nor not")
     entries = int(counts.sum())
     if 3 * entries > 8 * len(data):  # before anything is allocated per entry
         raise InvalidMessageError("payload: cut short")
     scales = np.zeros(shape.chunks, np.float32)
     filled = counts > 0
-    scales[filled] = np.frombuffer(reader.take(4 * int(filled.sum())), "<f4")
-    # NaN compares false on both sides.
-    if not ((scales[filled] >= MIN_SCALE) & (scales[filled] <= MAX_SCALE)).all():
-        raise InvalidMessageError("payload: a scale is not finite or out of range")
+    scales[filled] = _read_scales(reader.take(2 * int(filled.sum())))
+    if not (scales[filled] > 0).all():
+        raise InvalidMessageError("payload: a scale of nothing")
 
     remainder_bytes = _bytes_of(int((_rice_parameters(lengths, counts) * counts).sum()))
     value_bytes = _bytes_of(2 * entries)
@@ -327,6 +408,27 @@ def decode(data: bytes, shape: Shape) -> Sparse:
     else:
         indices, levels = _unpack(shape, counts, streams)
     return Sparse(shape, counts, scales, indices, levels)
+
+
+def _decode_dense(reader: _Reader, shape: Shape) -> Sparse:
+    if len(reader.data) != shape.max_bytes():
+        raise InvalidMessageError(f"payload: {len(reader.data)} bytes, expected {shape.max_bytes()}")
+    scales = _read_scales(reader.take(2 * shape.chunks))
+    levels = np.frombuffer(reader.take(shape.parameters), np.int8)
+    if (levels < -LEVEL_LIMIT).any():
+        raise InvalidMessageError("payload: the level -128")
+    if (_largest(np.abs(levels), shape) != np.where(scales > 0, LEVEL_LIMIT, 0)).any():
+        raise InvalidMessageError("payload: a scale that its levels do not fill")
+    return Sparse(shape, shape.lengths(), scales, np.arange(shape.parameters), levels)
+
+
+def _read_scales(data: bytes) -> F32:
+    """Each 0 or within the range of scales."""
+    scales = (np.frombuffer(data, "<u2").astype(np.uint32) << np.uint32(16)).view(np.float32)
+    # NaN compares false on both sides; of the two zeros only the one without a sign has no bits.
+    if not ((scales >= MIN_SCALE) & (scales <= MAX_SCALE) | (scales.view(np.uint32) == 0)).all():
+        raise InvalidMessageError("payload: a scale is not finite or out of range")
+    return scales
 
 
 Streams = tuple[bytes, bytes, bytes]

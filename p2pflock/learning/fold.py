@@ -179,7 +179,8 @@ def _fold_compiled(
     sizes = [part.sparse.shape.chunks for part in parts]
     rows = np.cumsum([0, *sizes[:-1]])
     # What an entry adds, by chunk and level: so no product meets a sum.
-    levels = np.arange(-codec.HIGH, codec.HIGH + 1, dtype=np.float32)
+    highest = codec.LEVEL_LIMIT if any(part.sparse.shape.is_dense for part in parts) else codec.HIGH
+    levels = np.arange(-highest, highest + 1, dtype=np.float32)
     terms = np.concatenate([np.outer(part.coefficients, levels) for part in parts])
     part_weights = np.array([part.weight for part in parts])
     for number, block in _blocks(checkpoint.size):

@@ -374,10 +374,11 @@ def combine(
     """The update of the block that begins at `base`; `update` is zero on entry.  Returns OK or what is wrong.
 
     Entries starts[p] to starts[p + 1] are payload p's; it has chunks of chunks[p] elements, and an entry of its
-    chunk c adds terms[rows[p] + c, level + 3], in the order of the payloads.  Added to squares (2, 256): the
+    chunk c adds terms[rows[p] + c, level + half], half of them for negative levels, in the order of the payloads.
+    Added to squares (2, 256): the
     squared significands of the update by exponent, split at bit 24; integers, so that their sum has no order.
     """
-    bits = update.view(np.uint32)
+    bits, half = update.view(np.uint32), terms.shape[1] // 2
     count = np.zeros(STRIDE, np.int64)
     touched = np.empty(STRIDE + 1, np.int32)
     recent = np.zeros((2, 256), np.int64)
@@ -398,11 +399,11 @@ def combine(
                 while at >= end:
                     row += 1
                     end += chunk
-                if at <= previous or not -3 <= levels[j] <= 3:
+                if at <= previous or not -half <= levels[j] <= half:
                     return BAD_POSITION
                 previous = at
                 # No branch on what a payload says: neither level nor first touch can be predicted.
-                term = terms[row, np.int64(levels[j]) + 3]
+                term = terms[row, np.int64(levels[j]) + half]
                 touched[touches] = at
                 touches += np.int64(count[at] == 0)
                 count[at] += weight

@@ -164,6 +164,8 @@ class Learner:
     def _shape(self, round_: int) -> Shape:
         """What payloads of this round look like."""
         section = self.spec.codec
+        if section.name == "int8":
+            return Shape(self._size, section.chunk, section.chunk, is_dense=True)
         k = section.k_start if round_ <= section.start_rounds else section.k
         return Shape(self._size, section.chunk, k)
 

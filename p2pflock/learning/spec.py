@@ -184,9 +184,9 @@ class Local:
 
 @dataclass(frozen=True, slots=True)
 class Codec:
-    """[codec]: error feedback and top k per chunk (learning/codec.py)."""
+    """[codec]: error feedback, and top k per chunk or all as bytes (learning/codec.py)."""
 
-    name: str = _key(_one_of("topk"), "topk")
+    name: str = _key(_one_of("topk", "int8"), "topk")  # int8: k, k_start and start_rounds mean nothing
     chunk: int = _key(_whole(16, 1 << 15), 4096)
     k: int = _key(_whole(1, 1 << 15), 128)
     k_start: int = _key(_whole(1, 1 << 15), 1024)  # in the first `start_rounds`

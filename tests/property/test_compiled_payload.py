@@ -34,7 +34,8 @@ def shaped(draw, vectors=1):
     for _ in range(vectors):
         palette = draw(st.one_of(st.just(floats), st.lists(floats, min_size=1, max_size=3).map(st.sampled_from)))
         made.append(np.array(draw(st.lists(palette, min_size=size, max_size=size)), np.float32))
-    return Shape(size, chunk, k), made
+    is_dense = draw(st.integers(0, 3)) == 0
+    return Shape(size, chunk, chunk if is_dense else k, is_dense), made
 
 
 def both(compute):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,8 @@ floats = st.one_of(
 def shaped(draw, vectors=1):
     size = draw(st.integers(1, 90))
     chunk = draw(st.sampled_from([16, 17, 64, 128]))
-    shape = Shape(size, chunk, draw(st.integers(1, chunk)))
+    is_dense = draw(st.booleans())
+    shape = Shape(size, chunk, chunk if is_dense else draw(st.integers(1, chunk)), is_dense)
     made = [np.array(draw(st.lists(floats, min_size=size, max_size=size)), np.float32) for _ in range(vectors)]
     return shape, made
 
@@ -43,7 +45,10 @@ def test_round_trip_and_oracle(case):
     sparse = codec.compress(vector, shape)
     data = codec.encode(sparse)
     assert len(data) <= shape.max_bytes()
-    assert data == oracle.encode(vector.tolist(), shape.chunk, shape.k)
+    if shape.is_dense:
+        assert data == oracle.encode_dense(vector.tolist(), shape.chunk)
+    else:
+        assert data == oracle.encode(vector.tolist(), shape.chunk, shape.k)
     back = codec.decode(data, shape)
     for name in ("counts", "scales", "indices", "levels"):
         assert np.array_equal(getattr(back, name), getattr(sparse, name))
@@ -66,7 +71,30 @@ def test_a_mutated_payload_is_refused_or_is_another_canonical_one(case, data):
 @settings(max_examples=300)
 def test_random_bytes_behind_a_true_header(case, body):
     shape, _ = case
-    check_strict(codec.HEADER.pack(codec.MAGIC, shape.parameters, shape.chunk, shape.k) + body, shape)
+    check_strict(shape.head + body, shape)
+
+
+@given(st.integers(1, 40), st.sampled_from([4, 16]), st.booleans(), st.data())
+@settings(max_examples=300)
+def test_random_bytes_of_the_right_length_behind_a_true_header(size, chunk, is_dense, data):
+    shape = Shape(size, chunk, chunk if is_dense else 2, is_dense)
+    body = data.draw(st.binary(min_size=2 * shape.chunks, max_size=shape.max_bytes() - codec.HEADER.size))
+    check_strict(shape.head + body, shape)
+
+
+@given(st.integers(1, 1 << 22), st.sampled_from([16, 4096]), st.booleans(), st.binary(max_size=300))
+@settings(max_examples=50, deadline=2000)
+def test_a_short_message_takes_little_memory_whatever_it_claims(size, chunk, is_dense, body):
+    """Bounded by what this peer knows of its own model (a few integers for each chunk), and the message."""
+    shape = Shape(size, chunk, chunk if is_dense else 16, is_dense)
+    message = shape.head + body
+    tracemalloc.start()
+    try:
+        check_strict(message, shape)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 200_000 + 500 * len(message)
 
 
 def check_strict(payload, shape):
@@ -89,5 +117,7 @@ def test_fold_equals_the_oracle(case, weights, is_clipped):
     ]
     result = fold(FoldRule(is_clipped=is_clipped), checkpoint, inputs)
     pairs = [(vector.tolist(), weight) for vector, weight in zip(vectors, weights, strict=True)]
-    expected = oracle.fold(checkpoint.tolist(), pairs, shape.chunk, shape.k, is_clipped=is_clipped)
+    expected = oracle.fold(
+        checkpoint.tolist(), pairs, shape.chunk, shape.k, is_dense=shape.is_dense, is_clipped=is_clipped
+    )
     assert result.tobytes() == np.array(expected, np.float32).tobytes()

@@ -20,6 +20,20 @@ def f32(value: float) -> float:
     return struct.unpack("<f", struct.pack("<f", value))[0]
 
 
+def upper_half(value: float) -> float:
+    """Rounded to float32, and that to a multiple of 2^16 of its pattern, ties to even."""
+    (pattern,) = struct.unpack("<I", struct.pack("<f", value))
+    halves, rest = divmod(pattern, 1 << 16)
+    halves += rest > 1 << 15 or (rest == 1 << 15 and halves % 2 == 1)
+    return struct.unpack("<f", struct.pack("<I", halves << 16))[0]
+
+
+def write_scale(scale: float) -> bytes:
+    low, high = struct.unpack("<HH", struct.pack("<f", scale))
+    assert low == 0
+    return struct.pack("<H", high)
+
+
 def pack_bits(bits: str) -> bytes:
     bits += "0" * (-len(bits) % 8)
     return bytes(int(bits[i : i + 8], 2) for i in range(0, len(bits), 8))
@@ -47,14 +61,18 @@ def compress(vector: list[float], chunk: int, k: int) -> list[tuple[float, list[
         if scale < 2.0**-60:
             chunks.append((0.0, []))
             continue
-        chunks.append((f32(min(scale, 2.0**20)), [(i, size[i] if part[i] > 0 else -size[i]) for i in top]))
+        chunks.append((upper_half(min(scale, 2.0**20)), [(i, size[i] if part[i] > 0 else -size[i]) for i in top]))
     return chunks
 
 
 def encode(vector: list[float], chunk: int, k: int) -> bytes:
     chunks = compress(vector, chunk, k)
-    counts = b"".join(struct.pack("<H", len(entries)) for _, entries in chunks)
-    scales = b"".join(struct.pack("<f", scale) for scale, entries in chunks if entries)
+    shares = [math.ceil(min(chunk, len(vector) - begin) * k / chunk) for begin in range(0, len(vector), chunk)]
+    if [len(entries) for _, entries in chunks] == shares:
+        counts = b"\1"
+    else:
+        counts = b"\0" + b"".join(struct.pack("<H", len(entries)) for _, entries in chunks)
+    scales = b"".join(write_scale(scale) for scale, entries in chunks if entries)
     unary = remainders = values = ""
     for number, (_, entries) in enumerate(chunks):
         length = min(chunk, len(vector) - number * chunk)
@@ -67,8 +85,27 @@ def encode(vector: list[float], chunk: int, k: int) -> bytes:
             if low_bits:
                 remainders += format(gap & ((1 << low_bits) - 1), f"0{low_bits}b")
             values += ("1" if level < 0 else "0") + ("1" if abs(level) == 3 else "0")
-    head = b"PFK1" + struct.pack("<III", len(vector), chunk, k)
+    head = b"PFK2" + struct.pack("<III", len(vector), chunk, k)
     return head + counts + scales + pack_bits(unary) + pack_bits(remainders) + pack_bits(values)
+
+
+def compress_dense(vector: list[float], chunk: int) -> list[tuple[float, list[tuple[int, int]]]]:
+    """The same for name = "int8"; every index is there."""
+    chunks = []
+    for begin in range(0, len(vector), chunk):
+        part = vector[begin : begin + chunk]
+        scale = max(abs(value) for value in part) / 127
+        scale = upper_half(min(scale, 2.0**20)) if scale >= 2.0**-60 else 0.0
+        levels = [max(-127, min(127, round(value / scale))) if scale else 0 for value in part]
+        chunks.append((scale, list(enumerate(levels))))
+    return chunks
+
+
+def encode_dense(vector: list[float], chunk: int) -> bytes:
+    chunks = compress_dense(vector, chunk)
+    scales = b"".join(write_scale(scale) for scale, _ in chunks)
+    levels = [level for _, entries in chunks for _, level in entries]
+    return b"PFI1" + struct.pack(f"<III{len(scales)}s{len(levels)}b", len(vector), chunk, chunk, scales, *levels)
 
 
 # --- fold -----------------------------------------------------------------------------------------------
@@ -78,6 +115,7 @@ def fold(
     chunk: int,
     k: int,
     *,
+    is_dense: bool = False,
     floor_divisor: int = 4,
     gain: float = 1.0,
     norm_bound: float = 2.0,
@@ -87,7 +125,9 @@ def fold(
     if not inputs:
         return list(checkpoint)
     tiny = 2.0**-100
-    payloads = [(compress(vector, chunk, k), weight) for vector, weight in inputs]
+    payloads = [
+        (compress_dense(vector, chunk) if is_dense else compress(vector, chunk, k), weight) for vector, weight in inputs
+    ]
     norms = [
         math.sqrt(math.fsum(sum(lv * lv for _, lv in es) * (scale * scale) for scale, es in chunks))
         for chunks, _ in payloads
@@ -145,6 +185,18 @@ CODEC_CASES = {
     "dense start": (noise("start", 600), 256, 64),
     "too small to send": ([math.ldexp(1.0, -70)] * 16 + [math.ldexp(1.0, -58)] * 16, 16, 4),
     "too large to send": ([math.ldexp(1.0, 30)] * 16, 16, 4),
+    # equal values have half of them as their scale: here half way between two bfloat16
+    "a scale half way, down": ([2 + 2.0**-7] * 16, 16, 4),
+    "a scale half way, up": ([2 + 3 * 2.0**-7] * 16, 16, 4),
+}
+DENSE_CASES = {
+    "dense: one value": ([1.5], 16),
+    "dense: ties and zeros": (noise("ties", 70, is_sparse=True), 16),
+    "dense: a chunk of zeros": (noise("bit", 20) + [0.0] * 44, 16),
+    "dense: halves": ([0.5 * i for i in range(-127, 128)], 255),
+    "dense: noise": (noise("dense", 300), 128),
+    "dense: too small to send": ([math.ldexp(1.0, -70)] * 16 + [math.ldexp(1.0, -50)] * 16, 16),
+    "dense: too large to send": ([math.ldexp(1.0, 30), -1.0], 16),
 }
 FOLD_CASES = {
     "nobody": ([], {}),
@@ -156,6 +208,8 @@ FOLD_CASES = {
     "not clipped": ([1, 2, 3], {"is_clipped": False, "norm_bound": 16.0}),
     "gain and bound": ([1, 2, 3, 4, 5], {"gain": 1.5, "norm_bound": 0.5}),
     "another floor": ([1, 2, 3, 4, 5], {"floor_divisor": 2}),
+    "dense": ([1920, 960, 3840, 7], {"is_dense": True}),
+    "dense, gain and bound": ([1, 2, 3, 4, 5], {"is_dense": True, "gain": 1.5, "norm_bound": 0.5}),
 }
 
 
@@ -164,17 +218,27 @@ def write() -> None:
         name: {"vector": pack(vector), "chunk": chunk, "k": k, "payload": encode(vector, chunk, k).hex()}
         for name, (vector, chunk, k) in CODEC_CASES.items()
     }
+    codec |= {
+        name: {
+            "vector": pack(vector), "chunk": chunk, "k": chunk, "is_dense": True,
+            "payload": encode_dense(vector, chunk).hex(),
+        }
+        for name, (vector, chunk) in DENSE_CASES.items()
+    }  # fmt: skip
     folds = {}
     for name, (weights, rule) in FOLD_CASES.items():
         checkpoint = noise("checkpoint", 150)
         vectors = [[f32(v * (1 + 3 * (i % 3))) for v in noise(f"{name} {i}", 150)] for i in range(len(weights))]
         inputs = list(zip(vectors, weights, strict=True))
+        is_dense = rule.get("is_dense", False)
+        payloads = [encode_dense(v, 64) if is_dense else encode(v, 64, 9) for v, _ in inputs]
         folds[name] = {
-            "rule": rule,
+            "rule": {key: value for key, value in rule.items() if key != "is_dense"},
             "chunk": 64,
-            "k": 9,
+            "k": 64 if is_dense else 9,
+            "is_dense": is_dense,
             "checkpoint": pack(checkpoint),
-            "inputs": [{"payload": encode(v, 64, 9).hex(), "weight": w} for v, w in inputs],
+            "inputs": [{"payload": p.hex(), "weight": w} for p, (_, w) in zip(payloads, inputs, strict=True)],
             "result": pack(fold(checkpoint, inputs, 64, 9, **rule)),
         }
     for name, cases in (("codec", codec), ("fold", folds)):

@@ -123,7 +123,7 @@ def test_no_kernel_may_be_fused(name):
 def test_codec_vectors(name):
     case = CODEC[name]
     values = floats(case["vector"])
-    shape = Shape(len(values), case["chunk"], case["k"])
+    shape = Shape(len(values), case["chunk"], case["k"], case.get("is_dense", False))
     with compiled.choose("always"):
         assert codec.encode(codec.compress(values, shape)).hex() == case["payload"]
         assert codec.encode(codec.decode(bytes.fromhex(case["payload"]), shape)).hex() == case["payload"]
@@ -133,7 +133,7 @@ def test_codec_vectors(name):
 def test_fold_vectors(name):
     case = FOLD[name]
     checkpoint = floats(case["checkpoint"])
-    shape = Shape(len(checkpoint), case["chunk"], case["k"])
+    shape = Shape(len(checkpoint), case["chunk"], case["k"], case.get("is_dense", False))
     with compiled.choose("always"):
         inputs = [
             Weighted(codec.decode(bytes.fromhex(line["payload"]), shape), line["weight"])
@@ -161,10 +161,11 @@ def draw(seed, size):
         (262_145, 4096, 4096),  # everything is sent; a last chunk of one
         (140_000, 1 << 15, 100),  # chunks larger than what the fold adds up at a time
         (20_000, 37, 5),  # that do not fit into it
+        (20_000, 4096, "dense"),
     ],
 )
 def test_large_vectors(size, chunk, k):
-    shape = Shape(size, chunk, k)
+    shape = Shape(size, chunk, chunk, is_dense=True) if k == "dense" else Shape(size, chunk, k)
     checkpoint, *vectors = (draw(seed, size) for seed in range(5))
     results = []
     for choice in ("always", "never"):
@@ -196,6 +197,7 @@ def test_payloads_cut_into_unlike_chunks_fold_together():
                 Weighted(codec.compress(draw(seed, 9000), Shape(9000, chunk, 7)), seed)
                 for seed, chunk in ((1, 100), (2, 4096), (3, 8192), (4, 9000))
             ]
+            inputs.append(Weighted(codec.compress(draw(5, 9000), Shape(9000, 500, 500, is_dense=True)), 5))
             results.append(fold(FoldRule(), checkpoint, inputs).tobytes())
     assert results[0] == results[1]
 
@@ -210,9 +212,12 @@ def test_parts_that_do_not_fit_are_refused_before_they_are_trusted():
         codec.Sparse(shape, good.counts, good.scales, good.indices + 500, good.levels),
         codec.Sparse(shape, good.counts, good.scales, good.indices - 500, good.levels),
     ]
+    loud = codec.Sparse(shape, good.counts, good.scales, good.indices, good.levels * np.int8(2))
     with compiled.choose("always"):
         for sparse in wrong:
             with pytest.raises(LocalProtocolError):
                 codec.encode(sparse)
             with pytest.raises(LocalProtocolError):
                 fold(FoldRule(), draw(0, 500), [Weighted(sparse, 1)])
+        with pytest.raises(LocalProtocolError):
+            fold(FoldRule(), draw(0, 500), [Weighted(loud, 1)])

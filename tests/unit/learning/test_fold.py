@@ -36,7 +36,7 @@ def sha(vector):
 
 def run_case(case):
     checkpoint = np.frombuffer(bytes.fromhex(case["checkpoint"]), "<f4").astype(np.float32)
-    shape = Shape(len(checkpoint), case["chunk"], case["k"])
+    shape = Shape(len(checkpoint), case["chunk"], case["k"], case.get("is_dense", False))
     inputs = [
         Weighted(codec.decode(bytes.fromhex(line["payload"]), shape), line["weight"]) for line in case["inputs"]
     ]
