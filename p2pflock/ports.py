@@ -271,8 +271,14 @@ class Trainer(Protocol):
         """Build the genesis model of the task and load the data.  Raises SpecError, MissingToolError."""
         ...
 
-    async def train(self, round_: int, shard: int, shards: int, seed: bytes) -> TrainResult:
-        """H local steps from the current checkpoint; may be cancelled, which leaves the model as it was."""
+    async def train(self, round_: int, shard: int, shards: int, seed: bytes, steps: int = 0) -> TrainResult:
+        """`steps` local steps (0: the spec's H) from the current checkpoint; may be cancelled, which leaves the
+        model as it was.  The result says how many were made."""
+        ...
+
+    async def finish(self) -> None:
+        """Have a `train` that was called end after the step it is at, and at least one, with what was made.
+        Does not wait for it; without such a call nothing happens."""
         ...
 
     async def score(self, round_: int, payloads: Sequence[bytes], seed: bytes) -> Sequence[PayloadScore]:

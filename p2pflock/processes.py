@@ -154,7 +154,7 @@ class Child:
         if self._ended.is_set():
             raise UnavailableError(f"{self._name} is not running")
         call = next(self._ids)
-        reply = self._waiting[call] = _Reply()
+        reply = self._waiting[call] = _Reply(method)
         try:
             with trio.move_on_after(float("inf") if deadline_seconds is None else deadline_seconds):
                 await self._send(_frame("call", call, method, dict(params)))
@@ -171,6 +171,14 @@ class Child:
         if reply.error is not None:
             raise reply.error
         return reply.value
+
+    async def hurry(self, method: str) -> None:
+        """Ask the calls of `method` that are under way, or wait their turn, to come to an early end with a
+        result.  Only a threaded child's handlers can (CancelToken.hurried)."""
+        for call, reply in list(self._waiting.items()):
+            if reply.method == method:
+                with contextlib.suppress(UnavailableError):
+                    await self._send(_frame("hurry", call, "", None))
 
     async def aclose(self) -> None:
         """Close the pipe, wait a moment, then kill.  Safe to call twice."""
@@ -274,9 +282,10 @@ def _take_over(stream: IO[bytes] | None) -> trio.lowlevel.FdStream:
 
 
 class _Reply:
-    __slots__ = ("error", "event", "value")
+    __slots__ = ("error", "event", "method", "value")
 
-    def __init__(self) -> None:
+    def __init__(self, method: str) -> None:
+        self.method = method
         self.event = trio.Event()
         self.value: Any = None
         self.error: FlockError | None = None
@@ -334,12 +343,13 @@ Emit = Callable[[str, Any], None]
 
 
 class CancelToken:
-    """Set when the caller gave up; a long computation looks at it between steps."""
+    """What the caller has said since; a long computation looks at it between steps."""
 
-    __slots__ = ("cancelled",)
+    __slots__ = ("cancelled", "hurried")
 
     def __init__(self) -> None:
-        self.cancelled = False
+        self.cancelled = False  # it gave up
+        self.hurried = False  # it wants what there is by now
 
 
 class Cancelled_(Exception):  # noqa: N801, N818 - trio and asyncio own the plain name
@@ -387,16 +397,16 @@ ThreadedHandler = Callable[[dict[str, Any], CancelToken], Any]
 
 def serve_threaded(setup: Callable[[dict[str, Any], Emit], Mapping[str, ThreadedHandler]]) -> None:
     """Child main for heavy computation: calls run one after another in the main thread, while a reader
-    thread turns cancel frames into tokens and ends the process when the parent goes away."""
+    thread turns cancel and hurry frames into tokens and ends the process when the parent goes away."""
     pipe, config = _open_pipe()
     tokens: dict[int, CancelToken] = {}
     work: queue.Queue[list[Any]] = queue.Queue()
 
     def read() -> None:
         while (frame := pipe.read()) is not None:
-            if frame[0] == "cancel":
+            if frame[0] in ("cancel", "hurry"):
                 if token := tokens.get(frame[1]):
-                    token.cancelled = True
+                    setattr(token, "cancelled" if frame[0] == "cancel" else "hurried", True)
             else:
                 tokens[frame[1]] = CancelToken()
                 work.put(frame)
@@ -464,7 +474,7 @@ def serve_asyncio(setup: Callable[[dict[str, Any], Emit], Awaitable[Mapping[str,
             if kind == "cancel":
                 if task := tasks.get(call):
                     task.cancel()
-            else:
+            elif kind == "call":
                 tasks[call] = asyncio.create_task(answer(call, name, params))
 
     asyncio.run(main())

@@ -1,7 +1,8 @@
 """The Trainer port, spoken to a learning process over its pipe.
 
 Law: a thin translation; it imports no torch.  Several calls may wait at once, the process answers in order.
-Cancelling `train` tells the process to stop between two steps; the call itself returns at once.
+Cancelling `train` tells the process to stop between two steps; the call itself returns at once.  `finish` tells it
+to end there with a result.
 """
 
 from __future__ import annotations
@@ -96,11 +97,14 @@ class TrainerProcess:
         reply = await self._child.call("open", {})
         return Genesis(reply["model_hash"], CID.from_bytes(reply["weights"]), reply["parameters"])
 
-    async def train(self, round_: int, shard: int, shards: int, seed: bytes) -> TrainResult:
+    async def train(self, round_: int, shard: int, shards: int, seed: bytes, steps: int = 0) -> TrainResult:
         reply = await self._child.call(
-            "train", {"round": round_, "shard": shard, "shards": shards, "seed": seed}
+            "train", {"round": round_, "shard": shard, "shards": shards, "seed": seed, "steps": steps}
         )
         return TrainResult(**reply)
+
+    async def finish(self) -> None:
+        await self._child.hurry("train")
 
     async def score(self, round_: int, payloads: Sequence[bytes], seed: bytes) -> Sequence[PayloadScore]:
         reply = await self._child.call(

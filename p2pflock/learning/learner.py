@@ -94,33 +94,45 @@ class Learner:
 
     # --- local steps ------------------------------------------------------------------------------------
     def train(
-        self, round_: int, shard: int, count: int, seed: bytes
-    ) -> Generator[tuple[int, float], None, TrainResult]:
-        """H local steps; yields (steps done, loss) after each.
+        self, round_: int, shard: int, count: int, seed: bytes, steps: int = 0
+    ) -> Generator[tuple[int, float], bool | None, TrainResult]:
+        """Local steps; yields (steps done, loss) after each.  Sending True there ends the training: the steps
+        made so far are the contribution.
+
+        Args:
+            steps: H of this round; 0 is the spec's.
 
         Raises:
             SpecError: the training diverged.
+            LocalProtocolError: more steps than the spec allows.
         """
         local = self.spec.local
+        wanted = steps or local.steps
+        if not 1 <= wanted <= local.most_steps:
+            raise LocalProtocolError(f"{wanted} local steps, at most {local.most_steps}")
         before = self._state_before(round_)
         optimizer = build_optimizer(local, self._size)
         if before.optimizer:
             optimizer.restore(before.optimizer)
         self.network.begin(shuffle.derive(seed, "model randomness", round_, shard))
         batches = shards.compute_batches(
-            seed, round_, shard, count, self.network.size("train"), local.steps, local.batch_size
+            seed, round_, shard, count, self.network.size("train"), wanted, local.batch_size
         )
         weights = self._weights.copy()
-        losses, leaves = [], []
-        for step, batch in enumerate(batches):
+        losses: list[float] = []
+        leaves: list[bytes] = []
+        for made, batch in enumerate(batches, 1):
             loss, gradient = self.network.gradient(weights, "train", batch, is_training=True)
             _clip_gradient(gradient, float(local.grad_clip))
-            lr = compute_lr(local, self.spec.task.rounds, (round_ - 1) * local.steps + step)
-            optimizer.step(weights, gradient, lr)
+            optimizer.step(weights, gradient, compute_lr(local, self.spec.task.rounds, round_, made - 1))
             losses.append(loss)
-            if (step + 1) % local.leaf_steps == 0 or step + 1 == local.steps:
-                leaves.append(hashlib.sha256(weights.astype("<f4", copy=False).tobytes()).digest())
-            yield step + 1, loss
+            if made % local.leaf_steps == 0:
+                leaves.append(_compute_leaf(weights))
+            if (yield made, loss):
+                break
+        made = len(losses)
+        if made % local.leaf_steps:
+            leaves.append(_compute_leaf(weights))  # the last leaf is always where the steps ended
         delta = self._weights - weights
         if not np.isfinite(delta).all():
             raise SpecError(f"training diverged in round {round_}", "lower local.lr or set local.grad_clip")
@@ -131,8 +143,8 @@ class Learner:
             self._file.write(self._state)
         return TrainResult(
             payload=payload,
-            steps=local.steps,
-            samples=local.steps * local.batch_size,
+            steps=made,
+            samples=made * local.batch_size,
             loss_micro=scoring.to_micro(float(np.mean(losses))),
             leaf_root=merkle.sha256_root(leaves),
             optimizer_hash=compute_state_hash(optimizer_state),
@@ -265,6 +277,11 @@ class _Before:
 
     def __init__(self, optimizer: bytes, feedback: bytes) -> None:
         self.optimizer, self.feedback = optimizer, feedback
+
+
+def _compute_leaf(weights: F32) -> bytes:
+    """32 bytes: a leaf of the Merkle tree over the weights every J steps."""
+    return hashlib.sha256(weights.astype("<f4", copy=False).tobytes()).digest()
 
 
 def _clip_gradient(gradient: F32, limit: float) -> None:

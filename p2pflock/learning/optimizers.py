@@ -117,13 +117,17 @@ def build_optimizer(local: Local, parameters: int) -> Optimizer:
     return AdamW(parameters, float(local.momentum), float(local.beta2), float(local.weight_decay))
 
 
-def compute_lr(local: Local, rounds: int, step: int) -> float:
-    """Learning rate of one global step, counted from 0 over all rounds: linear warm-up, then linear decay to
-    `final_lr_fraction` at the last round.  A function of the round, so a peer that rejoins is in tune."""
+def compute_lr(local: Local, rounds: int, round_: int, step: int) -> float:
+    """Learning rate of a step, counted from 0 within its round: linear warm-up, then linear decay to
+    `final_lr_fraction` at the last round.
+
+    A function of the round and not of the steps somebody has made: peers with different H, and one that
+    rejoins, are in tune.  Steps beyond the spec's H go on at the rate where that ends."""
     lr = float(local.lr)
-    if step < local.warmup_steps:
-        return lr * (step + 1) / (local.warmup_steps + 1)
-    progress = min(1.0, step / max(1, rounds * local.steps))
+    at = (round_ - 1) * local.steps + min(step, local.steps - 1)
+    if at < local.warmup_steps:
+        return lr * (at + 1) / (local.warmup_steps + 1)
+    progress = min(1.0, at / max(1, rounds * local.steps))
     return lr * (1.0 - progress * (1.0 - float(local.final_lr_fraction)))
 
 

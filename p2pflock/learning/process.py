@@ -1,7 +1,7 @@
 """The learning process: a Learner over torch behind a framed pipe.  Run as a child, never by hand.
 
 Law: this file translates frames to Learner calls and back.  Calls run one after another in the main thread;
-a cancelled `train` stops between two steps and leaves no trace.  The process holds no key and no socket.
+a cancelled `train` stops between two steps and leaves no trace, a hurried one ends there with its result.  The process holds no key and no socket.
 
 Config frame: spec (canonical bytes), state_dir (text, "" for none), threads, trusted_modules (list of text).
 Event `progress`: {"round", "step", "steps", "loss_micro"}.
@@ -75,18 +75,20 @@ class _Service:
         }
 
     def train(self, params: dict[str, Any], token: CancelToken) -> dict[str, Any]:
-        steps = self._learner.train(params["round"], params["shard"], params["shards"], params["seed"])
-        total, reported = self._spec.local.steps, 0.0
+        total, reported = params["steps"] or self._spec.local.steps, 0.0
+        steps = self._learner.train(params["round"], params["shard"], params["shards"], params["seed"], total)
+        is_last: bool | None = None  # what a generator that has not begun takes
         while True:
             if token.cancelled:
                 steps.close()
                 raise Cancelled_
             try:
-                step, loss = next(steps)
+                step, loss = steps.send(is_last)
             except StopIteration as done:
                 result = done.value
                 return {name: getattr(result, name) for name in result.__slots__}
-            if step == total or time.monotonic() - reported >= PROGRESS_SECONDS:
+            is_last = token.hurried
+            if step == total or is_last or time.monotonic() - reported >= PROGRESS_SECONDS:
                 reported = time.monotonic()
                 progress = {"round": params["round"], "step": step, "steps": total}
                 self._emit("progress", {**progress, "loss_micro": scoring.to_micro(loss)})

@@ -171,15 +171,29 @@ class Local:
 
     lr: Decimal = _key(_real("0", "10", above=True))
     steps: int = _key(_whole(1, 1 << 20), 30)  # H
+    steps_max: int = _key(_whole(0, 1 << 20), 0)  # above `steps`: each peer adapts H (protocol/pace.py); 0: fixed
+    steps_min: int = _key(_whole(1, 1 << 20), 15)  # of an adapted H
+    target_utilisation: Decimal = _key(_real("0", "0.99", above=True), Decimal("0.9"))  # what H is adapted to
     batch_size: int = _key(_whole(1, 1 << 16), 32)
-    optimizer: str = _key(_one_of("adamw", "sgd"), "adamw")
+    micro_batch: int = _key(_whole(0, 1 << 16), 0)  # samples that go through the model at once; 0: the batch
+    precision: str = _key(_one_of("float32", "bfloat16"), "float32")  # of activations; weights are float32
+    optimizer: str = _key(_one_of("adamw", "sgd", "muon"), "adamw")
     momentum: Decimal = _key(_real("0", "0.9999"), Decimal("0.9"))  # beta1 of adamw
-    beta2: Decimal = _key(_real("0", "0.99999"), Decimal("0.95"))  # adamw only
+    beta2: Decimal = _key(_real("0", "0.99999"), Decimal("0.95"))  # adamw, and what muon leaves to it
     weight_decay: Decimal = _key(_real("0", "1"), Decimal(0))
     warmup_steps: int = _key(_whole(0, 1 << 20), 0)
     final_lr_fraction: Decimal = _key(_real("0", "1"), Decimal(1))  # linear decay over all rounds
     grad_clip: Decimal = _key(_real("0", "1000000"), Decimal(0))  # L2 norm; 0 is none
     leaf_steps: int = _key(_whole(1, 1 << 20), 10)  # J: a leaf hash of the weights every so many steps
+
+    @property
+    def is_adaptive(self) -> bool:
+        return self.steps_max > self.steps
+
+    @property
+    def most_steps(self) -> int:
+        """The largest H that anyone may claim."""
+        return max(self.steps, self.steps_max)
 
 
 @dataclass(frozen=True, slots=True)
@@ -384,6 +398,13 @@ def _validate_together(spec: TaskSpec, origin: str) -> None:
     for key in ("k", "k_start"):
         if getattr(spec.codec, key) > spec.codec.chunk:
             raise SpecError(f"{origin}: codec.{key} is larger than codec.chunk", "send at most the whole chunk")
+    local = spec.local
+    if local.steps_max and local.steps_max < local.steps:
+        raise SpecError(f"{origin}: local.steps_max is below local.steps", "raise it, or leave it out for a fixed H")
+    if local.is_adaptive and local.steps_min > local.steps:
+        raise SpecError(f"{origin}: local.steps_min is above local.steps", "H is adapted around local.steps")
+    if local.micro_batch > local.batch_size:
+        raise SpecError(f"{origin}: local.micro_batch is larger than local.batch_size", "lower it, or leave it out")
     if spec.averaging == "dense" and spec.task.kind != "swarm":
         raise SpecError(f'{origin}: averaging = "dense" needs task.kind = "swarm"', 'use averaging = "gossip"')
 

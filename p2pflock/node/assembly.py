@@ -140,13 +140,7 @@ async def run_peer(
     committee = await trio.to_thread.run_sync(load_committee, config, chain)
     await preflight.check_bootstrap(config.bootstrap, signer.peer_id)
     events = EventLog(config.events_file, clock, listen)
-    facts = TaskFacts(
-        task=config.spec.task_id,
-        spec=config.spec.cid(),
-        rounds=config.spec.task.rounds,
-        is_dense=config.spec.averaging == "dense",
-        snapshot_every_rounds=config.network.storage.snapshot_every_rounds,
-    )
+    facts = TaskFacts.of(config.spec, snapshot_every_rounds=config.network.storage.snapshot_every_rounds)
     with (
         DiskStore.open(config.home / "blocks", quota_bytes=config.network.storage.quota_bytes) as store,
         VoteJournal.open(config.home / "votes.journal") as votes,

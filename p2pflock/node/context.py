@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from p2pflock.learning.spec import TaskSpec
 from p2pflock.node.events import EventLog
 from p2pflock.node.ledger import Journal, Ledger
 from p2pflock.params import NetworkParams
 from p2pflock.ports import BlobStore, Chain, Clock, Host, Signer, Swarm, Trainer
 from p2pflock.primitives.cid import CID
 from p2pflock.protocol.committee import Committee
+from p2pflock.protocol.pace import PaceRule
 from p2pflock.storage import graph
 
 
@@ -22,6 +24,24 @@ class TaskFacts:
     rounds: int
     is_dense: bool
     snapshot_every_rounds: int
+    batch_size: int  # samples of a local step
+    max_steps: int  # that a contribution may claim
+    pace: PaceRule
+
+    @classmethod
+    def of(cls, spec: TaskSpec, *, snapshot_every_rounds: int) -> TaskFacts:
+        local = spec.local
+        adapted = (local.steps_min, local.steps_max) if local.is_adaptive else (local.steps, local.steps)
+        return cls(
+            task=spec.task_id,
+            spec=spec.cid(),
+            rounds=spec.task.rounds,
+            is_dense=spec.averaging == "dense",
+            snapshot_every_rounds=snapshot_every_rounds,
+            batch_size=local.batch_size,
+            max_steps=local.most_steps,
+            pace=PaceRule(local.steps, *adapted, utilisation=float(local.target_utilisation)),
+        )
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,7 @@ from p2pflock.protocol.messages import (
     Scorecard,
     Vote,
 )
+from p2pflock.protocol.pace import Pace
 from p2pflock.protocol.timeouts import Timeouts
 
 Message = ContributionHeader | Scorecard | Proposal | Vote
@@ -60,6 +61,8 @@ class RoundDriver:
         publish: sends a signed message to everyone.
         live: seats heard of lately.
         timeouts: what earlier rounds taught.
+        pacing: grace windows.
+        pace: H of this round, and where its times are noted.
     """
 
     def __init__(
@@ -70,6 +73,7 @@ class RoundDriver:
         work: RecordWork,
         timeouts: Timeouts,
         pacing: Pacing,
+        pace: Pace,
     ) -> None:
         if context.seat is None:
             raise LocalProtocolError("an onlooker does not drive rounds")
@@ -93,12 +97,15 @@ class RoundDriver:
             context.committee, self._seat, self._machine, pacing, is_dense=context.facts.is_dense
         )
         self._send, self._receive = trio.open_memory_channel[Callable[[float], Iterable[rounds.Effect]]](math.inf)
+        self._pace = pace
         self._training = trio.CancelScope()
+        self._is_finishing = False
         self._own_header: ContributionHeader | None = None
         self._own_card: Scorecard | None = None
         self._own_vector = b""
         self._decided: ballots.Decided | None = None
-        self._started = context.now
+        self._started = self._header_at = self._payload_at = context.now
+        self._collected_at = math.inf
         self._nursery: trio.Nursery | None = None
         self._wake = math.inf
 
@@ -113,7 +120,7 @@ class RoundDriver:
         machine = self._round
         match message:
             case ContributionHeader():
-                self._feed(lambda now: self._kept(message, machine.on_header(message, now)))
+                self._feed(lambda now: self._on_header(message, now))
             case Scorecard():
                 self._feed(lambda now: self._kept(message, machine.on_scorecard(message, now)))
             case Proposal():
@@ -133,8 +140,16 @@ class RoundDriver:
         """A record links to it, so whoever checks the record must be able to fetch it from us."""
         self._context.store.put(message.cid(), message.encode())
 
+    def _on_header(self, header: ContributionHeader, now: float) -> tuple[rounds.Effect, ...]:
+        effects = self._kept(header, self._round.on_header(header, now))
+        if self._collected_at == math.inf:
+            self._header_at = now  # somebody has just ended its training
+        return effects
+
     def arrived(self, payload: CID) -> None:
         """The exchange holds a payload of this round."""
+        if self._collected_at == math.inf:
+            self._payload_at = self._context.now
         self._feed(lambda now: self._round.on_payload(payload, now))
 
     @property
@@ -190,6 +205,9 @@ class RoundDriver:
             match effect:
                 case rounds.Train():
                     self._nursery.start_soon(self._train)
+                case rounds.FinishTraining():
+                    self._is_finishing = True
+                    self._nursery.start_soon(self._context.trainer.finish)
                 case rounds.StopTraining():
                     self._training.cancel()
                 case rounds.Fetch(_, header) if self._context.facts.is_dense:
@@ -197,6 +215,7 @@ class RoundDriver:
                 case rounds.Fetch(_, header):
                     await self._expect(header)
                 case rounds.ScoreContributions(headers):
+                    self._collected_at = min(self._collected_at, self._context.now)
                     self._context.events.emit("collected", round=self.round, contributions=len(headers))
                     work = self._average if self._context.facts.is_dense else self._score
                     self._nursery.start_soon(work, headers)
@@ -233,10 +252,14 @@ class RoundDriver:
         context = self._context
         seats = len(context.committee.seats)
         with self._training:
-            result = await context.trainer.train(
-                self.round, compute_shard(self._beacon, self._seat, seats, seats), seats, self._beacon
-            )
-            header = self._build_header(result, compute_shard(self._beacon, self._seat, seats, seats))
+            # Told to finish before it began: then one step is what there is time for.
+            steps = 1 if self._is_finishing else self._pace.next_steps
+            shard = compute_shard(self._beacon, self._seat, seats, seats)
+            context.events.emit("training", round=self.round, steps=steps)
+            begun = context.now
+            result = await context.trainer.train(self.round, shard, seats, self._beacon, steps)
+            self._pace.on_trained(result.steps, context.now - begun)
+            header = self._build_header(result, shard)
             if not context.facts.is_dense:
                 context.store_file(result.payload)
             context.journal.append("header", header.encode(), round_=self.round)
@@ -275,6 +298,7 @@ class RoundDriver:
             await self._context.swarm.offer(self._key, header.payload, payload)
         self._keep(header)
         self._own_header = header
+        self._header_at = max(self._header_at, min(self._context.now, self._collected_at))
         self._feed(lambda now: self._round.on_contribution(header, now))
         await self._publish(header)
 
@@ -448,6 +472,7 @@ class RoundDriver:
             ),
             self._round.collection,
         )
+        self._pace.on_decided(self._measure_overhead())
         record = decision.record
         context.events.emit(
             "decided",
@@ -460,6 +485,12 @@ class RoundDriver:
             seconds=round(context.now - self._started, 3),
         )
         return decision
+
+    def _measure_overhead(self) -> float:
+        """Seconds of this round in which nobody needed to train: from the last header to the last payload, and from
+        there on.  Not the grace for those who did not come, nor the training of those who did (protocol/pace.py)."""
+        collected = min(self._collected_at, self._context.now)
+        return max(0.0, self._payload_at - self._header_at) + self._context.now - collected
 
     # --- spreading ---
     async def _resend_loop(self) -> None:

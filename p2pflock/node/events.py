@@ -17,7 +17,7 @@ EVENTS = frozenset(
     {
         "started",  # peer, address, swarm_address, control_address
         "connected",  # peers
-        "training",  # round, step, steps, loss_micro
+        "training",  # round, steps: the H that this peer has chosen
         "contributed",  # round, payload_bytes, steps, samples, loss_micro
         "collected",  # round, seats
         "scored",  # round, contributions

@@ -79,7 +79,12 @@ class Intake:
         """Messages of this round go to `driver` from now on, those that came early first."""
         head = self._context.ledger.head
         self._facts = validation.facts_of(
-            self._context.committee, head.record, head.head, driver.beacon
+            self._context.committee,
+            head.record,
+            head.head,
+            driver.beacon,
+            max_steps=self._context.facts.max_steps,
+            batch_size=self._context.facts.batch_size,
         )
         self._driver = driver
         self._seen.clear()

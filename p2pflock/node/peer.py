@@ -24,6 +24,7 @@ from p2pflock.node.sync import BlockExchange, RoundSync
 from p2pflock.ports import Genesis
 from p2pflock.protocol.collection import Pacing
 from p2pflock.protocol.messages import Attestation, RoundRecord
+from p2pflock.protocol.pace import Pace
 from p2pflock.protocol.settlement import compute_genesis
 from p2pflock.protocol.timeouts import Timeouts
 
@@ -58,6 +59,7 @@ class Peer:
         self._context = context
         self._pacing = pacing
         self._timeouts = timeouts
+        self._pace = Pace(context.facts.pace)
         self.presence = Presence(context)
         self._blocks = BlockExchange(context.host, context.store)
         self._work = RecordWork(context, self._blocks)
@@ -150,7 +152,13 @@ class Peer:
         """One round, unless others prove to have finished it without us: then what they decided."""
         context = self._context
         self._driver = driver = RoundDriver(
-            context, self.intake.publish, self.presence.live_seats, self._work, self._timeouts, self._pacing
+            context,
+            self.intake.publish,
+            self.presence.live_seats,
+            self._work,
+            self._timeouts,
+            self._pacing,
+            self._pace,
         )
         decided: list[Decision] = []
         found: list[_Found] = []

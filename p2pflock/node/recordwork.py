@@ -166,7 +166,15 @@ class RecordWork:
         assert parent is not None
         committee = self._context.committee
         beacon = compute_beacon(committee.task, committee.epoch, record.round, parent.cid.digest)
-        return validation.facts_of(committee, parent.record, parent.head, beacon)
+        facts = self._context.facts
+        return validation.facts_of(
+            committee,
+            parent.record,
+            parent.head,
+            beacon,
+            max_steps=facts.max_steps,
+            batch_size=facts.batch_size,
+        )
 
     async def _gather(
         self, record: RoundRecord, collection: Collection, sources: Sequence[bytes]

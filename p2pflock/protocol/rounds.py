@@ -9,8 +9,9 @@ settlement.py, which record wins in consensus.py.  This file only decides what t
     SCORING      our scorecard and those of the collected seats are here, or of a quorum and the grace is over
     DECIDING     consensus decides
 
-A member that is still training when the others have collected stops and takes part in the vote without a
-contribution of its own: holding up three peers for one slow one is what adaptive deadlines are against.
+A member that is still training when a quorum of the others has delivered finishes at once and contributes the
+steps it made, within the grace that begins then.  Whoever does not make it even so stops, and takes part in the
+vote without a contribution of its own: holding up three peers for one slow one is what adaptive deadlines are against.
 With `is_dense` nothing is scored: SCORING is the time in which the group averages, and ends with on_averaged.
 Votes of more than a third of the stake move us to DECIDING at once, because an honest member found a quorum;
 we go on collecting beside it, since a later proposer may need our scorecard.
@@ -41,6 +42,11 @@ class Phase(enum.Enum):
 @dataclass(frozen=True, slots=True)
 class Train:
     """Start the local steps; answer with on_contribution, or with nothing when it was stopped."""
+
+
+@dataclass(frozen=True, slots=True)
+class FinishTraining:
+    """The others are done: contribute what there is after the step at hand."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +95,15 @@ class HeaderEquivocation:
 
 
 Effect = (
-    Train | StopTraining | Fetch | ScoreContributions | Probe | BuildCandidate | HeaderEquivocation | ballots.Effect
+    Train
+    | FinishTraining
+    | StopTraining
+    | Fetch
+    | ScoreContributions
+    | Probe
+    | BuildCandidate
+    | HeaderEquivocation
+    | ballots.Effect
 )
 
 
@@ -128,6 +142,7 @@ class Round:
         self._payloads: Waiting | None = None
         self._cards: Waiting | None = None
         self._is_training = False
+        self._is_finishing = False
         self._is_dense = is_dense
         self._is_averaged = False
         self._built: tuple[frozenset[int], frozenset[int]] | None = None
@@ -239,6 +254,8 @@ class Round:
                 effects += self._stop_training()
                 headers = self.collection.headers
                 effects += (ScoreContributions(tuple(headers[seat] for seat in sorted(ready))),)
+            elif self._committee.has_quorum(ready):  # the grace runs
+                effects += self._finish_training()
         if self.phase is Phase.SCORING and (self._is_averaged or self._is_scored(now)):
             effects += self._begin_deciding(now)
         if self.phase is Phase.DECIDING:
@@ -260,6 +277,12 @@ class Round:
         return seat not in self.collection.headers and any(
             self._committee.seat_of(first.peer) == seat for first, _ in self.collection.evidence
         )
+
+    def _finish_training(self) -> tuple[Effect, ...]:
+        if not self._is_training or self._is_finishing:
+            return ()
+        self._is_finishing = True
+        return (FinishTraining(),)
 
     def _stop_training(self) -> tuple[Effect, ...]:
         if not self._is_training:

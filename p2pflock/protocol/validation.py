@@ -70,6 +70,8 @@ class RoundFacts:
     parent: CID  # record of the round before
     previous_head: bytes  # 32 bytes, chained digest after it
     beacon: bytes  # 32 bytes, of the round
+    max_steps: int  # local steps that the task allows
+    batch_size: int  # samples of each
 
 
 def _rule_slot(facts: RoundFacts, task: bytes, round_: int, author: bytes) -> Ruling:
@@ -99,6 +101,11 @@ def validate_header(facts: RoundFacts, header: ContributionHeader) -> Ruling:
     seats = len(facts.committee.seats)
     if header.shard != compute_shard(facts.beacon, seat, seats, seats):
         return _reject("not the shard that was drawn for it")
+    # Attack: fold weights and rewards follow the samples, so a peer claims more of them than it could have seen.
+    if header.steps > facts.max_steps:
+        return _reject("more steps than the task allows")
+    if header.samples != header.steps * facts.batch_size:
+        return _reject("samples that are not those of its steps")
     if not _holds(facts, header.peer, header.signing_root(), header.signature):
         return _reject("bad signature")
     return ACCEPTED
@@ -182,5 +189,15 @@ def require(ruling: Ruling) -> None:
         raise InvalidMessageError(ruling.reason)
 
 
-def facts_of(committee: Committee, parent: RoundRecord, previous_head: bytes, beacon: bytes) -> RoundFacts:
-    return RoundFacts(committee, parent.round + 1, parent.cid(), previous_head, beacon)
+def facts_of(  # noqa: PLR0913 - one caller's facts each
+    committee: Committee,
+    parent: RoundRecord,
+    previous_head: bytes,
+    beacon: bytes,
+    *,
+    max_steps: int,
+    batch_size: int,
+) -> RoundFacts:
+    return RoundFacts(
+        committee, parent.round + 1, parent.cid(), previous_head, beacon, max_steps, batch_size
+    )

@@ -16,7 +16,7 @@ import numpy as np
 import trio
 
 from p2pflock.errors import InvalidMessageError, LocalProtocolError
-from p2pflock.ports import FoldInput, FoldResult, Trainer
+from p2pflock.ports import FoldInput, FoldResult, Trainer, TrainResult
 from p2pflock.primitives import unixfs
 
 SEED = hashlib.sha256(b"trainer conformance").digest()
@@ -109,6 +109,38 @@ async def check_cancelled_training_leaves_no_trace(a: Trainer, b: Trainer) -> No
     assert await a.train(2, 0, SHARDS, SEED) == await b.train(2, 0, SHARDS, SEED)
 
 
+async def check_fewer_steps_are_the_beginning_of_more(a: Trainer, b: Trainer) -> None:
+    whole = await a.train(1, 0, SHARDS, SEED)
+    assert await b.train(1, 0, SHARDS, SEED, whole.steps) == whole
+    part = await b.train(1, 0, SHARDS, SEED, whole.steps - 1)
+    assert (part.steps, part.samples) == (whole.steps - 1, whole.samples // whole.steps * (whole.steps - 1))
+    assert part.leaf_root != whole.leaf_root
+    assert part.optimizer_hash != whole.optimizer_hash
+    for steps in (-1, 1 << 20):
+        await _raises(LocalProtocolError, b.train, 1, 0, SHARDS, SEED, steps)
+
+
+async def check_finished_training_is_as_good_as_one_of_so_many_steps(a: Trainer, b: Trainer) -> None:
+    """What was made counts, whenever the word comes: payload, hashes and the state for the next round."""
+    await a.finish()  # nothing is under way: nobody is told
+    full = (await a.train(1, 0, SHARDS, SEED)).steps
+    for round_ in (2, 3, 4):
+        results: list[TrainResult] = []
+
+        async def train(round_: int = round_, results: list[TrainResult] = results) -> None:
+            results.append(await a.train(round_, 0, SHARDS, SEED))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(train)
+            for _ in range(round_):  # a little later each time; the training may be over by then
+                await trio.lowlevel.checkpoint()
+            await a.finish()
+        assert 1 <= results[0].steps <= full
+        fresh = await a.train(round_, 0, SHARDS, SEED, results[0].steps)
+        assert fresh == results[0]
+    assert (await a.train(5, 0, SHARDS, SEED)).steps == full
+
+
 async def check_scores_tell_honest_from_opposed(a: Trainer, b: Trainer) -> None:
     (payload,) = await _payloads(a, 1, [0])
     mine, again = await a.score(1, [payload, payload], SEED)
@@ -195,6 +227,8 @@ CHECKS: tuple[Check, ...] = (
     check_training_is_a_function_of_its_arguments,
     check_repeating_a_round_does_not_use_up_state,
     check_cancelled_training_leaves_no_trace,
+    check_fewer_steps_are_the_beginning_of_more,
+    check_finished_training_is_as_good_as_one_of_so_many_steps,
     check_scores_tell_honest_from_opposed,
     check_score_and_fold_agree_on_validity,
     check_fold_is_the_same_everywhere,

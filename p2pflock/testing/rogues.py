@@ -200,9 +200,12 @@ class RogueTrainer:
     async def open(self) -> Genesis:
         return await self._inner.open()
 
-    async def train(self, round_: int, shard: int, shards: int, seed: bytes) -> TrainResult:
-        result = await self._inner.train(round_, shard, shards, seed)
+    async def train(self, round_: int, shard: int, shards: int, seed: bytes, steps: int = 0) -> TrainResult:
+        result = await self._inner.train(round_, shard, shards, seed, steps)
         return replace(result, payload=hashlib.sha512(result.payload).digest() * 2)
+
+    async def finish(self) -> None:
+        await self._inner.finish()
 
     async def score(self, round_: int, payloads: Sequence[bytes], seed: bytes) -> Sequence[PayloadScore]:
         return await self._inner.score(round_, payloads, seed)

@@ -21,7 +21,7 @@ import math
 import random
 import unittest.mock
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -235,6 +235,7 @@ class SimulatedSwarm:
         has_chain: bool = False,
         snapshot_every_rounds: int = 1,
         averaging: str = "gossip",
+        local: Mapping[str, int] | None = None,
     ) -> AsyncIterator[SimulatedSwarm]:
         """A swarm in which nobody has started yet.
 
@@ -242,6 +243,7 @@ class SimulatedSwarm:
             conducts: seat -> how it lies; the others are honest.
             step_seconds: seat -> duration of one local step, where it is not STEP_SECONDS.
             stakes_wei: one a seat, in place of equal ones.
+            local: keys of the spec's [local] in place of the tiny task's.
         """
         rng = random.Random(seed)
         async with (
@@ -249,7 +251,8 @@ class SimulatedSwarm:
             trio.open_nursery() as nursery,
         ):
             swarm = cls(network, nursery)
-            swarm.spec = build_spec(rounds=rounds, averaging=averaging)
+            spec = build_spec(rounds=rounds, averaging=averaging)
+            swarm.spec = replace(spec, local=replace(spec.local, **(local or {})))
             for number in range(peers):
                 conduct = (conducts or {}).get(number) or Conduct()
                 pace = (step_seconds or {}).get(number, STEP_SECONDS)
@@ -281,13 +284,7 @@ class SimulatedSwarm:
                 for signer, stake in zip(signers, stakes, strict=True)
             )
             self.committee = Committee(task, 0, 0, bytes(20), seats, REWARD_A_ROUND_WEI)
-        self.facts = TaskFacts(
-            task=task,
-            spec=self.spec.cid(),
-            rounds=rounds,
-            is_dense=self.spec.averaging == "dense",
-            snapshot_every_rounds=snapshot_every_rounds,
-        )
+        self.facts = TaskFacts.of(self.spec, snapshot_every_rounds=snapshot_every_rounds)
 
     # --- life and death ---
     def start(self, number: int) -> None:

@@ -32,23 +32,32 @@ class FakeTrainer:
     ) -> None:
         self.spec = spec or build_spec()
         self.step_seconds = step_seconds
+        self._is_hurried = False
         self._learner = Learner(self.spec, NumpyNetwork(self.spec.task.seed), state_dir)
 
     async def open(self) -> Genesis:
         await trio.lowlevel.checkpoint()
         return self._learner.open()
 
-    async def train(self, round_: int, shard: int, shards: int, seed: bytes) -> TrainResult:
-        steps = self._learner.train(round_, shard, shards, seed)
+    async def train(self, round_: int, shard: int, shards: int, seed: bytes, steps: int = 0) -> TrainResult:
+        training = self._learner.train(round_, shard, shards, seed, steps)
+        self._is_hurried = False
+        is_last: bool | None = None
         try:
             while True:
-                await trio.sleep(self.step_seconds)
-                next(steps)
+                if not is_last:
+                    await trio.sleep(self.step_seconds)
+                training.send(is_last)
+                is_last = self._is_hurried
         except StopIteration as done:
             result: TrainResult = done.value
             return result
         finally:
-            steps.close()
+            training.close()
+
+    async def finish(self) -> None:
+        await trio.lowlevel.checkpoint()
+        self._is_hurried = True
 
     async def score(self, round_: int, payloads: Sequence[bytes], seed: bytes) -> Sequence[PayloadScore]:
         await trio.lowlevel.checkpoint()

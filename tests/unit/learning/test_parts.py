@@ -71,12 +71,15 @@ def test_state_restores_exactly(kind):
 
 def test_learning_rate_warms_up_and_decays():
     local = Local(lr=Decimal(1), steps=10, warmup_steps=4, final_lr_fraction=Decimal("0.5"))
-    rates = [compute_lr(local, 10, step) for step in range(101)]
+    rates = [compute_lr(local, 10, round_, step) for round_ in range(1, 11) for step in range(10)]
+    rates.append(compute_lr(local, 10, 11, 0))
     assert rates[0] == pytest.approx(0.2)
     assert rates[:4] == sorted(rates[:4])
     assert rates[100] == pytest.approx(0.5)
     assert all(a >= b for a, b in pairwise(rates[4:]))
-    assert compute_lr(local, 10, 5000) == pytest.approx(0.5)
+    assert compute_lr(local, 10, 500, 0) == pytest.approx(0.5)
+    # Who makes more steps than the spec's H is in the same place of the schedule when the next round begins.
+    assert compute_lr(local, 10, 3, 127) == compute_lr(local, 10, 3, 9) > compute_lr(local, 10, 4, 0)
 
 
 # --- scores ---------------------------------------------------------------------------------------------

@@ -10,8 +10,11 @@ import trio
 import trio.testing
 
 from p2pflock.errors import SpecError
+from p2pflock.learning import shards
 from p2pflock.learning.learner import MAX_CANDIDATES, MAX_FEEDBACK_AGE_ROUNDS, Learner
+from p2pflock.learning.optimizers import build_optimizer, compute_lr
 from p2pflock.ports import FoldInput
+from p2pflock.primitives import merkle
 from p2pflock.testing import conformance_trainer as conformance
 from p2pflock.testing.tiny_task import NumpyNetwork, build_spec
 from p2pflock.testing.trainer import FakeTrainer
@@ -30,6 +33,54 @@ def finish(steps):
 def learner(state_dir=None, **spec):
     made = build_spec(**spec)
     return Learner(made, NumpyNetwork(made.task.seed), state_dir)
+
+
+@pytest.mark.parametrize("enough", [1, 2, 3, 5])
+def test_finishing_ends_after_the_step_at_hand(enough):
+    """The numbers of steps that a clock would decide, one by one."""
+    hurried, planned = learner(), learner()
+    training = hurried.train(1, 0, 2, SEED)
+    assert [next(training)[0] for _ in range(enough)] == list(range(1, enough + 1))
+    with pytest.raises(StopIteration) as done:
+        training.send(True)
+    assert done.value.value == finish(planned.train(1, 0, 2, SEED, enough))
+    assert (done.value.value.steps, done.value.value.samples) == (enough, 8 * enough)
+    assert finish(hurried.train(2, 0, 2, SEED)) == finish(planned.train(2, 0, 2, SEED))
+
+
+def test_leaves_follow_the_steps_made():
+    """J = 2: leaves at 2, 4 and at the end; what fewer steps share with more, they share."""
+    roots = [finish(learner().train(1, 0, 2, SEED, steps)).leaf_root for steps in range(1, 6)]
+    assert len(set(roots)) == 5
+    one = learner()
+    weights = one._weights.copy()
+    leaves = []
+    optimizer = build_optimizer(one.spec.local, weights.size)
+    batches = shards.compute_batches(SEED, 1, 0, 2, one.network.size("train"), 3, 8)
+    for step, batch in enumerate(batches):
+        _, gradient = one.network.gradient(weights, "train", batch, is_training=True)
+        optimizer.step(weights, gradient, compute_lr(one.spec.local, 20, 1, step))
+        leaves.append(hashlib.sha256(weights.tobytes()).digest())
+    assert roots[1] == merkle.sha256_root([leaves[1]])
+    assert roots[2] == merkle.sha256_root([leaves[1], leaves[2]])
+
+
+def test_finish_in_trio_time():
+    async def main():
+        trainer, began = FakeTrainer(build_spec(steps=5), step_seconds=10), trio.current_time()
+        results = []
+
+        async def train():
+            results.append(await trainer.train(1, 0, 1, SEED))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(train)
+            await trio.sleep(25)
+            await trainer.finish()
+        assert trio.current_time() - began == pytest.approx(30)
+        assert results[0].steps == 3
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
 @pytest.mark.parametrize("check", conformance.CHECKS, ids=lambda check: check.__name__)

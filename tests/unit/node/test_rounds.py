@@ -86,8 +86,31 @@ def test_a_slow_member_stops_training_and_scores_what_is_there(members):
     round_ = build(members, 3)
     round_.start(0.0, is_training=True)
     round_.on_presence(EVERYONE, 0.0)
-    contribute(members, round_, (0, 1, 2), 4.0, 3)
+    effects = contribute(members, round_, (0, 1, 2), 4.0, 3)
+    assert kinds(effects).count("FinishTraining") == 1
+    assert kinds(effects)[-1] == "FinishTraining"  # with the payload that makes a quorum
+    assert round_.on_tick(5.9) == ()
     assert kinds(round_.on_tick(6.0)) == ["StopTraining", "ScoreContributions"]
+
+
+def test_a_slow_member_that_finishes_within_the_grace_is_counted(members):
+    round_ = build(members, 3)
+    round_.start(0.0, is_training=True)
+    round_.on_presence(EVERYONE, 0.0)
+    contribute(members, round_, (0, 1, 2), 4.0, 3)
+    effects = contribute(members, round_, (3,), 5.0, 3)
+    assert kinds(effects) == ["ScoreContributions"]
+    assert len(effects[0].headers) == 4
+
+
+def test_less_than_a_quorum_hurries_nobody(members):
+    round_ = build(members, 3)
+    round_.start(0.0, is_training=True)
+    round_.on_presence(EVERYONE, 0.0)
+    assert "FinishTraining" not in kinds(contribute(members, round_, (0, 1), 4.0, 3))
+    header = members.header(2)
+    assert kinds(round_.on_header(header, 4.0)) == ["Fetch"]  # a header without its payload is no contribution
+    assert kinds(round_.on_payload(header.payload, 5.0)) == ["FinishTraining"]
 
 
 def test_nothing_closes_below_a_quorum(members):

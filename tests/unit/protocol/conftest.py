@@ -71,7 +71,9 @@ class Swarm:
             weights=CID.of_raw(b"w"), rewards=(), rewards_root=NIL,
         )
         self.beacon = compute_beacon(TASK, 1, 1, self.genesis.digest())
-        self.facts = validation.facts_of(self.committee, self.genesis, TASK, self.beacon)
+        self.facts = validation.facts_of(
+            self.committee, self.genesis, TASK, self.beacon, max_steps=128, batch_size=32
+        )
 
     def header(self, seat: int, **changes: object) -> ContributionHeader:
         n = len(self.keys)

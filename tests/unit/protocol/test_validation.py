@@ -41,6 +41,9 @@ def test_honest_messages_are_accepted(swarm) -> None:
         ({"peer": STRANGER}, "not a member"),
         ({"parent": CID.of_dag_cbor(b"")}, "trained from another checkpoint"),
         ({"shard": 99}, "not the shard that was drawn for it"),
+        ({"steps": 129, "samples": 129 * 32}, "more steps than the task allows"),
+        ({"samples": 961}, "samples that are not those of its steps"),
+        ({"steps": 1}, "samples that are not those of its steps"),
     ],
 )
 def test_header(swarm, changes, reason) -> None:
@@ -57,7 +60,7 @@ def test_other_rounds_are_nobodys_fault(swarm, round_) -> None:
 
 def test_signatures_cover_every_field_and_name_their_author(swarm) -> None:
     facts, header = swarm.facts, swarm.header(0)
-    refused(validation.validate_header(facts, replace(header, samples=961)), "bad signature")
+    refused(validation.validate_header(facts, replace(header, steps=31, samples=992)), "bad signature")
     refused(validation.validate_header(facts, replace(header, signature=b"")), "bad signature")
     card = swarm.card(1, {header: 5})
     refused(validation.validate_scorecard(facts, replace(card, scores=())), "bad signature")
