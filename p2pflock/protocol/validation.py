@@ -189,7 +189,7 @@ def require(ruling: Ruling) -> None:
         raise InvalidMessageError(ruling.reason)
 
 
-def facts_of(  # noqa: PLR0913 - one caller's facts each
+def facts_of(
     committee: Committee,
     parent: RoundRecord,
     previous_head: bytes,

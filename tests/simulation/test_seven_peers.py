@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import trio
 
 from p2pflock.params import LOCAL
+from p2pflock.protocol.committee import compute_beacon, compute_proposer
 from p2pflock.protocol.messages import Absence
+from p2pflock.protocol.settlement import compute_genesis
 from p2pflock.testing import rogues
 from p2pflock.testing.network import run_simulation
 from p2pflock.testing.simulation import SimulatedSwarm
+from p2pflock.testing.trainer import FakeTrainer
 
 
 def simulate(scenario, *, seed=1, **options):
@@ -31,8 +36,6 @@ def contributors(record):
 
 def seat_of_view(swarm, round_, view=0):
     """Who proposes in a view of a round whose parent is decided."""
-    from p2pflock.protocol.committee import compute_beacon, compute_proposer
-
     parent = swarm.peers[0].record(round_ - 1)
     beacon = compute_beacon(swarm.facts.task, 0, round_, parent.digest())
     return compute_proposer(swarm.committee, beacon, view)
@@ -144,7 +147,7 @@ def test_the_first_peer_is_not_special():
 
 
 def test_slow_trainer_is_left_out_and_the_round_does_not_stall():
-    """5x slower than the others: a quorum is complete after 1 s, the grace is 2 s, its payload takes 5 s."""
+    """A quorum is complete after 1 s, the grace is 2 s, and it has not made one step by then."""
 
     async def scenario(swarm):
         await swarm.start_all()
@@ -154,7 +157,7 @@ def test_slow_trainer_is_left_out_and_the_round_does_not_stall():
         assert seconds < 3 * 8
         assert swarm.peers[2].head >= 3
 
-    simulate(scenario, rounds=3, step_seconds={2: 1.0})
+    simulate(scenario, rounds=3, step_seconds={2: 5.0})
 
 
 def test_slightly_slow_trainer_is_waited_for():
@@ -235,6 +238,24 @@ def test_reorganised_anchors_are_made_again():
     simulate(scenario, rounds=4, has_chain=True)
 
 
+@functools.lru_cache
+def seed_in_which_a_liar_begins():
+    """Turns follow from the task's id and the peers' keys: a seed in which seat 0 or 1 proposes first."""
+
+    async def first_proposer(seed, found):
+        async with SimulatedSwarm.open(seed=seed, rounds=2) as swarm:
+            genesis = await FakeTrainer(swarm.spec).open()
+            parent = compute_genesis(swarm.committee, genesis.model_hash, genesis.weights)
+            found.append(compute_proposer(swarm.committee, compute_beacon(swarm.facts.task, 0, 1, parent.digest()), 0))
+
+    for seed in range(1, 100):
+        found = []
+        run_simulation(functools.partial(first_proposer, seed, found), seed=seed)
+        if found[0] < 2:
+            return seed
+    raise AssertionError("no such seed")
+
+
 # --- liars: two of seven, less than a third of the stake ----------------------------------------------------
 def run_with(*conducts, rounds=3, seed=1, expect=None, **options):
     """The first seats lie; the honest ones must reach the last round."""
@@ -288,7 +309,7 @@ def test_what_a_lying_proposer_proposes_is_not_decided(liar):
         for round_ in (1, 2):  # all had the time to train
             assert contributors(swarm.peers[2].record(round_)) == set(range(7))
 
-    run_with(liar(), liar(), rounds=2, seed=7, expect=expect)  # seat 0 has the first turn
+    run_with(liar(), liar(), rounds=2, seed=seed_in_which_a_liar_begins(), expect=expect)
 
 
 def test_a_quorum_for_genesis_is_refused_and_harms_nobody():
@@ -298,7 +319,7 @@ def test_a_quorum_for_genesis_is_refused_and_harms_nobody():
         assert swarm.peers[2].told("dropped", what="proposal")
         assert swarm.peers[2].record(1).parent_attestation is None
 
-    run_with(rogues.GenesisAttester(), rogues.GenesisAttester(), rounds=2, seed=7, expect=expect)
+    run_with(rogues.GenesisAttester(), rogues.GenesisAttester(), rounds=2, seed=seed_in_which_a_liar_begins(), expect=expect)
 
 
 def test_a_censor_costs_its_victim_no_more_than_its_own_turns():
@@ -310,7 +331,7 @@ def test_a_censor_costs_its_victim_no_more_than_its_own_turns():
             assert (4 in contributors(record)) != censored[-1]
         assert censored[0]
 
-    run_with(rogues.Censor(4), rogues.Censor(4), rounds=2, seed=7, expect=expect)
+    run_with(rogues.Censor(4), rogues.Censor(4), rounds=2, seed=seed_in_which_a_liar_begins(), expect=expect)
 
 
 def test_one_content_id_with_two_sizes():

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from p2pflock.node import intake as intake_module
+from p2pflock.node.context import TaskFacts
 from p2pflock.node.intake import Intake
 from p2pflock.node.ledger import Decision
 from p2pflock.ports import Verdict
@@ -31,7 +32,8 @@ class Round:
 def intake(members):
     head = Decision(members.genesis, members.genesis.cid(), None, members.task)
     ledger = SimpleNamespace(head=head)
-    return Intake(SimpleNamespace(committee=members.committee, ledger=ledger, facts=SimpleNamespace(task=members.task)))
+    facts = TaskFacts.of(members.spec, snapshot_every_rounds=1)
+    return Intake(SimpleNamespace(committee=members.committee, ledger=ledger, facts=facts))
 
 
 @pytest.fixture
