@@ -92,6 +92,23 @@ check: $(STAMPS)/python $(STAMPS)/contracts ## ruff, mypy --strict, import direc
 bench-codec: setup ## codec and fold at 10 million parameters: times, memory, payload size
 	@$(BIN)/python benchmarks/codec.py --out docs/benchmarks/codec.json
 
+.PHONY: bench-quality bench-flower bench-table
+bench-quality: $(STAMPS)/data $(STAMPS)/bench ## loss at equal samples beside dense DiLoCo and one process; about 80 minutes of one core
+	@$(BIN)/python benchmarks/quality.py --out docs/benchmarks/quality.json
+
+bench-flower: $(STAMPS)/data $(STAMPS)/bench $(STAMPS)/flower ## MNIST to 98 % beside Flower's FedAvg: samples, bytes, seconds
+	@$(BIN)/python benchmarks/flower.py --flower build/venvs/flower/bin/python --out docs/benchmarks/flower.json
+
+bench-table: $(STAMPS)/python ## the table in docs/benchmarks/README.md, from the JSON files
+	@$(BIN)/python benchmarks/table.py
+
+# Flower pins libraries that ours pins otherwise: an environment of its own.
+$(STAMPS)/flower: benchmarks/flower.txt | $(STAMPS)/tools
+	@echo "== Flower, in build/venvs/flower"
+	@test -x build/venvs/flower/bin/python || $(PYTHON) -m venv build/venvs/flower
+	@build/venvs/flower/bin/python -m pip install --quiet -r benchmarks/flower.txt
+	@mkdir -p $(STAMPS) && touch $@
+
 .PHONY: clean
 clean: ## remove everything that was built; keeps downloaded data and the virtual environment
 	@rm -rf build/stamps build/demo build/demo-short build/test contracts/out contracts/cache \

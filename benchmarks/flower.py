@@ -27,8 +27,7 @@ from typing import Any
 
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import methods
 from benchmarks.mnist_peers import Plan, compute_accuracy, draw_parts, open_peers
@@ -93,7 +92,7 @@ def run_flower(plan: Plan, python: str) -> list[dict[str, float]]:
     path = PLANS / f"plan-{plan.spec.task.seed}.json"
     plan.write(path)
     done = subprocess.run(
-        [python, str(ROOT / "benchmarks/flower_app.py"), str(path)],
+        [python, str(Path(__file__).with_name("flower_app.py")), str(path)],
         stdout=subprocess.PIPE,
         text=True,
         check=False,

@@ -10,6 +10,7 @@ batches as ours; a client's optimizer begins anew each round, as FedAvg has it. 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import sys
@@ -39,8 +40,8 @@ from p2pflock.learning.codec import F32
 from p2pflock.learning.optimizers import build_optimizer
 
 
-class Reached(Exception):
-    """The accuracy that the run was for."""
+class GoalReachedError(Exception):
+    """Ends Flower's server loop, which knows rounds only."""
 
 
 def to_record(layout: Layout, weights: F32) -> ArrayRecord:
@@ -144,16 +145,14 @@ def main(path: str) -> int:
             row = {"round": round_, "accuracy": accuracy, "bytes": grid.sent_bytes, "seconds": seconds}
             print(json.dumps(row), flush=True)
             if accuracy >= plan.goal:
-                raise Reached
+                raise GoalReachedError
         state["clients"], state["at"] = grid.client_seconds, time.perf_counter()
         return None
 
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1  # as in a server's task process
     strategy = FedAvg(fraction_evaluate=0.0, min_train_nodes=len(plan.parts), min_available_nodes=len(plan.parts))
-    try:
+    with contextlib.suppress(GoalReachedError):
         strategy.start(grid, to_record(network.layout, network.genesis()), num_rounds=plan.rounds, evaluate_fn=evaluate)
-    except Reached:
-        pass
     return 0
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import numpy as np
 
@@ -107,7 +108,7 @@ def train_alone(spec: TaskSpec, peers: Sequence[Peer]) -> Iterator[Round]:
         losses = []
         begin = time.perf_counter()
         for step, batches in enumerate(zip(*cut, strict=True)):
-            loss, gradient = network.gradient(weights, "train", sum(batches, []), is_training=True)
+            loss, gradient = network.gradient(weights, "train", list(chain(*batches)), is_training=True)
             norm = float(np.linalg.norm(gradient))
             if limit and norm > limit:
                 gradient *= np.float32(limit / norm)

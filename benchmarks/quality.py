@@ -157,9 +157,9 @@ def judge(report: Report, rows: dict[str, dict[int, dict[str, Any]]]) -> dict[st
     report.judge("gap to one process with the eightfold batch, mean, %", gap[-1], 4.0, at_least=False)
     report.judge("the same, worst seed, %", gaps["ours"][-1]["max"], 4.0, at_least=False)
     report.judge("its slope over the last quarter, % per round", slope, 0.0, at_least=False)
-    for method in LABELS:
+    for method, label in LABELS.items():
         final = _over_seeds(rows[method])[-1]
-        print(f"{LABELS[method]}: {final['mean']:.4f} ({final['min']:.4f} to {final['max']:.4f})")
+        print(f"{label}: {final['mean']:.4f} ({final['min']:.4f} to {final['max']:.4f})")
     return gaps
 
 
