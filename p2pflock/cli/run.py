@@ -6,6 +6,7 @@ after the last round, or with --exit-when-done by itself.
 
 from __future__ import annotations
 
+import enum
 import functools
 import os
 import signal
@@ -26,6 +27,16 @@ from p2pflock.cli.output import Output, ProgressLine
 from p2pflock.errors import InvalidMessageError, SpecError, UserError
 
 DIE_WITH_PARENT_VARIABLE = "P2PFLOCK_DIE_WITH_PARENT"
+DEVICE_VARIABLE = "P2PFLOCK_DEVICE"  # also reaches the peers of `p2pflock up`
+
+
+class Device(str, enum.Enum):
+    """This peer's own hardware, which the task says nothing of."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
 
 TaskOption = Annotated[
     str, typer.Option("--task", help="A shipped task (mnist, shakespeare), a .toml spec, or a .cbor one.")
@@ -76,6 +87,10 @@ def run(
         str, typer.Option("--kubo", help="RPC of an IPFS daemon to pin at, e.g. /ip4/127.0.0.1/tcp/5001/http.")
     ] = "",
     threads: Annotated[int, typer.Option("--threads", min=1, max=256, help="CPU threads of the trainer.")] = 1,
+    device: Annotated[
+        Device,
+        typer.Option("--device", envvar=DEVICE_VARIABLE, help="Where the trainer computes. auto: a GPU if there is one."),
+    ] = Device.AUTO,
     exit_when_done: Annotated[
         bool, typer.Option("--exit-when-done", help="End after the last round instead of serving on.")
     ] = False,
@@ -109,6 +124,7 @@ def run(
         committee_file=committee,
         trusted_modules=tuple(trust_module or ()),
         threads=threads,
+        device=device.value,
         kubo=kubo,
     )
     output = Output(form)

@@ -35,6 +35,7 @@ class TrainerProcess:
         *,
         state_dir: Path | None = None,
         threads: int = 1,
+        device: str = "auto",
         trusted_modules: Sequence[str] = (),
         ready_seconds: float = 120.0,
         stderr_path: Path | None = None,
@@ -46,6 +47,7 @@ class TrainerProcess:
             spec: what to train.
             state_dir: where optimizer state and error feedback survive a restart; None keeps them in memory.
             threads: torch threads of this process.
+            device: "auto" (the GPU where there is one), "cpu" or "cuda"; refused by `open` if it is not there.
             trusted_modules: code outside the shipped tasks that the spec may name; the user's decision.
             ready_seconds: how long it may take to come up.
             stderr_path: a log file for what the process writes to stderr.
@@ -57,6 +59,7 @@ class TrainerProcess:
             "spec": spec.encode(),
             "state_dir": str(state_dir) if state_dir else "",
             "threads": threads,
+            "device": device,
             "trusted_modules": list(trusted_modules),
         }
         # torch starts its thread pools when it is imported

@@ -43,6 +43,11 @@ class Network(Protocol):
     @property
     def layout(self) -> Layout: ...
 
+    @property
+    def hidden(self) -> frozenset[str]:
+        """Names of the tensors between input and output layer that are linear maps: what Muon is for."""
+        ...
+
     def genesis(self) -> F32: ...
 
     def size(self, split: Split) -> int: ...
@@ -111,7 +116,7 @@ class Learner:
         if not 1 <= wanted <= local.most_steps:
             raise LocalProtocolError(f"{wanted} local steps, at most {local.most_steps}")
         before = self._state_before(round_)
-        optimizer = build_optimizer(local, self._size)
+        optimizer = build_optimizer(local, self._layout, self.network.hidden)
         if before.optimizer:
             optimizer.restore(before.optimizer)
         self.network.begin(shuffle.derive(seed, "model randomness", round_, shard))

@@ -38,6 +38,10 @@ class PrivateShard:
     def layout(self) -> Layout:
         return self._network.layout
 
+    @property
+    def hidden(self) -> frozenset[str]:
+        return self._network.hidden
+
     def genesis(self) -> F32:
         return self._network.genesis()
 

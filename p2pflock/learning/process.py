@@ -3,7 +3,7 @@
 Law: this file translates frames to Learner calls and back.  Calls run one after another in the main thread;
 a cancelled `train` stops between two steps and leaves no trace, a hurried one ends there with its result.  The process holds no key and no socket.
 
-Config frame: spec (canonical bytes), state_dir (text, "" for none), threads, trusted_modules (list of text).
+Config frame: spec (canonical bytes), state_dir (text, "" for none), threads, trusted_modules (list of text), device.
 Event `progress`: {"round", "step", "steps", "loss_micro"}.
 """
 
@@ -64,7 +64,7 @@ class _Service:
             from p2pflock.learning.network import TorchNetwork
 
             torch.set_num_threads(self._config["threads"])
-            network = TorchNetwork(self._spec, self._config["trusted_modules"])
+            network = TorchNetwork(self._spec, self._config["trusted_modules"], self._config["device"])
             state_dir = self._config["state_dir"]
             self._opened = Learner(self._spec, network, Path(state_dir) if state_dir else None)
         genesis = self._opened.open()

@@ -50,7 +50,8 @@ def simulate(spec: TaskSpec, peers: int, *, has_scores: bool = False, is_quiet: 
         results = [_train(learner, round_, i, peers, seed) for i, learner in enumerate(learners)]
         trained = time.perf_counter()
         payloads = sorted((result.payload for result in results), key=CID.of_raw)
-        inputs = [FoldInput(payload, spec.local.steps * spec.local.batch_size) for payload in payloads]
+        samples = {result.payload: result.samples for result in results}
+        inputs = [FoldInput(payload, samples[payload]) for payload in payloads]
         scores = learners[0].score(round_, payloads, seed) if has_scores else []
         scored = time.perf_counter()
         hashes = set()

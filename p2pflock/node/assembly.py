@@ -60,6 +60,7 @@ class PeerConfig:
     kubo: str = ""  # multiaddress of a daemon's RPC that checkpoints are pinned at
     trusted_modules: Sequence[str] = ()
     threads: int = 1
+    device: str = "auto"
     pacing: Pacing = field(default_factory=Pacing)
 
     @property
@@ -187,6 +188,7 @@ async def run_peer(
                     state_dir=config.home / "trainer",
                     trusted_modules=config.trusted_modules,
                     threads=config.threads,
+                    device=config.device,
                     ready_seconds=config.network.timeouts.startup_seconds,
                     stderr_path=logs / "trainer.log",
                 )

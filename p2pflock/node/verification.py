@@ -297,7 +297,7 @@ async def _recompute(
         try:
             spec = TaskSpec.decode(_checked(get, report.manifest.spec))
             progress("starting the trainer")
-            trainer = await TrainerProcess.start(nursery, spec, trusted_modules=trusted_modules)
+            trainer = await TrainerProcess.start(nursery, spec, trusted_modules=trusted_modules, device="cpu")
             is_exact = not spec.foreign_modules()
             await refold(report, get, trainer, is_genesis_exact=is_exact, progress=progress)
         except InvalidMessageError as error:

@@ -99,6 +99,7 @@ class NumpyNetwork:
         self._seed = seed
         self._data = make_data()
         self.layout = Layout.of({"bias": (CLASSES,), "weight": (CLASSES, FEATURES)})
+        self.hidden = frozenset({"weight"})  # its only layer
 
     def genesis(self) -> NDArray[np.float32]:
         draw = np.random.Generator(np.random.PCG64(self._seed))

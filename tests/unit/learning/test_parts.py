@@ -1,4 +1,4 @@
-"""Shards, optimizers, scores, entry points and data files."""
+"""Shards, scores, entry points and data files."""
 
 from __future__ import annotations
 
@@ -8,15 +8,12 @@ import os
 import tarfile
 from dataclasses import replace
 from decimal import Decimal
-from itertools import pairwise
 
 import numpy as np
 import pytest
 
-from p2pflock.errors import InvalidMessageError, LocalProtocolError, MissingToolError, SpecError
+from p2pflock.errors import LocalProtocolError, MissingToolError, SpecError
 from p2pflock.learning import codec, data, entrypoint, scoring, shards
-from p2pflock.learning.optimizers import build_optimizer, compute_lr
-from p2pflock.learning.spec import Local
 
 SEED = bytes(range(32))
 
@@ -43,43 +40,6 @@ def test_batches_stay_in_the_shard_and_use_it_up_first():
 def test_impossible_shards(shard, count, size):
     with pytest.raises(LocalProtocolError):
         shards.compute_shard(SEED, shard, count, size)
-
-
-# --- optimizers -----------------------------------------------------------------------------------------
-@pytest.mark.parametrize("kind", ["adamw", "sgd"])
-def test_state_restores_exactly(kind):
-    local = Local(lr=Decimal("0.1"), optimizer=kind, weight_decay=Decimal("0.01"))
-    draw = np.random.default_rng(0)
-    gradients = draw.standard_normal((6, 20)).astype(np.float32)
-    one, weights = build_optimizer(local, 20), np.ones(20, np.float32)
-    for gradient in gradients[:3]:
-        one.step(weights, gradient, 0.1)
-    two, copied = build_optimizer(local, 20), weights.copy()
-    two.restore(one.state())
-    for gradient in gradients[3:]:
-        one.step(weights, gradient, 0.1)
-        two.step(copied, gradient, 0.1)
-    assert np.array_equal(weights, copied)
-    assert one.state() == two.state()
-    other = build_optimizer(replace(local, optimizer="sgd" if kind == "adamw" else "adamw"), 20)
-    for bad in (b"", one.state()[:-1], one.state()[:-4] + np.float32("nan").tobytes()):
-        with pytest.raises(InvalidMessageError):
-            two.restore(bad)
-    with pytest.raises(InvalidMessageError):
-        other.restore(one.state())
-
-
-def test_learning_rate_warms_up_and_decays():
-    local = Local(lr=Decimal(1), steps=10, warmup_steps=4, final_lr_fraction=Decimal("0.5"))
-    rates = [compute_lr(local, 10, round_, step) for round_ in range(1, 11) for step in range(10)]
-    rates.append(compute_lr(local, 10, 11, 0))
-    assert rates[0] == pytest.approx(0.2)
-    assert rates[:4] == sorted(rates[:4])
-    assert rates[100] == pytest.approx(0.5)
-    assert all(a >= b for a, b in pairwise(rates[4:]))
-    assert compute_lr(local, 10, 500, 0) == pytest.approx(0.5)
-    # Who makes more steps than the spec's H is in the same place of the schedule when the next round begins.
-    assert compute_lr(local, 10, 3, 127) == compute_lr(local, 10, 3, 9) > compute_lr(local, 10, 4, 0)
 
 
 # --- scores ---------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -55,7 +56,7 @@ def test_leaves_follow_the_steps_made():
     one = learner()
     weights = one._weights.copy()
     leaves = []
-    optimizer = build_optimizer(one.spec.local, weights.size)
+    optimizer = build_optimizer(one.spec.local, one.network.layout)
     batches = shards.compute_batches(SEED, 1, 0, 2, one.network.size("train"), 3, 8)
     for step, batch in enumerate(batches):
         _, gradient = one.network.gradient(weights, "train", batch, is_training=True)
@@ -81,6 +82,28 @@ def test_finish_in_trio_time():
         assert results[0].steps == 3
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        conformance.check_training_is_a_function_of_its_arguments,
+        conformance.check_repeating_a_round_does_not_use_up_state,
+        conformance.check_finished_training_is_as_good_as_one_of_so_many_steps,
+        conformance.check_it_learns,
+    ],
+    ids=lambda check: check.__name__,
+)
+def test_fake_trainer_conforms_with_muon(check):
+    spec = build_spec()
+    spec = replace(spec, local=replace(spec.local, optimizer="muon"))
+
+    async def main():
+        a, b = FakeTrainer(spec), FakeTrainer(spec)
+        await a.open()
+        await conformance.run(check, a, b, await b.export())
+
+    trio.run(main)
 
 
 @pytest.mark.parametrize("check", conformance.CHECKS, ids=lambda check: check.__name__)
