@@ -29,7 +29,6 @@ from p2pflock.learning.codec import F32
 from p2pflock.learning.dataset import Dataset, Split
 from p2pflock.learning.spec import TaskSpec
 
-
 DEVICES = ("auto", "cpu", "cuda")
 
 
