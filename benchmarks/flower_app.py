@@ -109,7 +109,7 @@ def build_client(plan: Plan, peer: Peer) -> ClientApp:
     def train(message: Message, context: Context) -> Message:
         round_ = int(message.content["config"]["server-round"])
         weights = from_record(layout, message.content["arrays"])
-        optimizer = build_optimizer(local, weights.size)
+        optimizer = build_optimizer(local, layout, peer.network.hidden)
         steps = plan.local_steps or max(1, samples // local.batch_size)
         seed = plan.compute_seed(round_)
         for batch in shards.compute_batches(seed, round_, 0, 1, samples, steps, local.batch_size):

@@ -95,7 +95,7 @@ def train_alone(spec: TaskSpec, peers: Sequence[Peer]) -> Iterator[Round]:
     many times larger.  The peers must share one network."""
     local, network = spec.local, peers[0].network
     weights = network.genesis()
-    optimizer = build_optimizer(local, weights.size)
+    optimizer = build_optimizer(local, network.layout, network.hidden)
     limit = float(local.grad_clip)
     for number in range(1, spec.task.rounds + 1):
         seed = compute_seed(spec, number)
@@ -112,7 +112,7 @@ def train_alone(spec: TaskSpec, peers: Sequence[Peer]) -> Iterator[Round]:
             norm = float(np.linalg.norm(gradient))
             if limit and norm > limit:
                 gradient *= np.float32(limit / norm)
-            optimizer.step(weights, gradient, compute_lr(local, spec.task.rounds, (number - 1) * local.steps + step))
+            optimizer.step(weights, gradient, compute_lr(local, spec.task.rounds, number, step))
             losses.append(loss)
         yield Round(number, weights.copy(), float(np.mean(losses)), 0.0, time.perf_counter() - begin)
 
