@@ -6,7 +6,9 @@ once, because amounts are cumulative.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 from p2pflock.errors import ChainRejectedError, UserError
@@ -15,7 +17,8 @@ from p2pflock.node.ledger import Ledger
 from p2pflock.params import LOCAL, NetworkParams
 from p2pflock.ports import Chain, Signer
 from p2pflock.primitives import merkle
-from p2pflock.protocol.messages import RoundRecord
+from p2pflock.protocol.messages import Reward, RoundRecord
+from p2pflock.protocol.settlement import Tables
 from p2pflock.storage.blocks import DiskStore
 from p2pflock.storage.journal import VoteJournal
 
@@ -30,24 +33,28 @@ class Claimed:
     balance_wei: int
 
 
-def build_proof(record: RoundRecord, address: bytes) -> tuple[int, list[bytes]]:
-    """Cumulative amount and Merkle path of an account; (0, []) when it earned nothing."""
-    mine = next((r for r in record.rewards if r.address == address), None)
+def build_proof(task: bytes, rewards: Sequence[Reward], address: bytes) -> tuple[int, list[bytes]]:
+    """Cumulative amount and Merkle path of an account; (0, []) when it earned nothing.
+
+    Args:
+        rewards: the whole table of the round that is claimed against (settlement.Tables)."""
+    mine = next((r for r in rewards if r.address == address), None)
     if mine is None:
         return 0, []
-    leaves = [merkle.leaf_hash(record.task, r.address, r.cumulative_wei) for r in record.rewards]
-    return mine.cumulative_wei, merkle.proof(leaves, record.rewards.index(mine))
+    leaves = [merkle.leaf_hash(task, r.address, r.cumulative_wei) for r in rewards]
+    return mine.cumulative_wei, merkle.proof(leaves, list(rewards).index(mine))
 
 
 def claim(chain: Chain, signer: Signer, records: list[RoundRecord]) -> Claimed:
-    """`records` oldest first.  Raises ChainRejectedError for any refusal but an open challenge window."""
+    """`records`: all of them, oldest first.  Raises ChainRejectedError for any refusal but an open challenge window."""
     task = records[0].task
     before = chain.claimed(task, signer.address)
     refused: ChainRejectedError | None = None
-    for record in reversed(records):
+    tables = list(accumulate(records, Tables.after, initial=Tables()))[1:]
+    for record, table in zip(reversed(records), reversed(tables), strict=True):
         if record.round == 0 or chain.anchored(task, record.round) is None:
             continue
-        cumulative, proof = build_proof(record, signer.address)
+        cumulative, proof = build_proof(task, table.rewards, signer.address)
         if cumulative <= before:
             break
         try:

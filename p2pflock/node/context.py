@@ -50,7 +50,7 @@ class PeerContext:
 
     signer: Signer
     committee: Committee
-    seat: int | None  # None: an onlooker, who folds along and serves blocks
+    seat: int | None  # None: no vote
     facts: TaskFacts
     params: NetworkParams
     host: Host
@@ -71,8 +71,13 @@ class PeerContext:
         """40 bytes that name a round in the exchange."""
         return self.facts.task + round_.to_bytes(8, "big")
 
-    def peer_of(self, seat: int) -> bytes:
-        return self.committee.seats[seat].peer
+    @property
+    def index(self) -> int | None:
+        """Own place in the roster; None: an onlooker, who folds along and serves blocks."""
+        return self.committee.index_of(self.signer.peer_id)
+
+    def peer_of(self, place: int) -> bytes:
+        return self.committee.at(place).peer
 
     def store_file(self, data: bytes) -> CID:
         return graph.put_file(self.store, data)

@@ -8,7 +8,7 @@ What we sign is on disk before it is sent: contribution header, proposal and vot
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
 
 import trio
@@ -18,18 +18,18 @@ from p2pflock.node.context import PeerContext
 from p2pflock.node.ledger import Decision
 from p2pflock.node.recordwork import RecordWork
 from p2pflock.ports import PayloadScore, TrainResult
-from p2pflock.primitives import unixfs
+from p2pflock.primitives import shuffle, unixfs
 from p2pflock.primitives.cid import CID
 from p2pflock.protocol import ballots, rounds
 from p2pflock.protocol.attestation import build_attestation
 from p2pflock.protocol.collection import Pacing
 from p2pflock.protocol.committee import (
     compute_beacon,
+    compute_cohort,
     compute_hops,
     compute_partner,
     compute_score_seed,
     compute_seed_root,
-    compute_shard,
     compute_vote_root,
 )
 from p2pflock.protocol.consensus import Consensus
@@ -51,6 +51,7 @@ SWAP_SECONDS = 15.0
 AVERAGE_SECONDS = 20.0
 FETCH_PAUSE_SECONDS = 0.4
 INBOX = 4096
+SMALL_COMMITTEE = 16  # seats up to which everything is said again as often as a small swarm may
 
 
 class RoundDriver:
@@ -59,7 +60,7 @@ class RoundDriver:
     Args:
         context: the peer.
         publish: sends a signed message to everyone.
-        live: seats heard of lately.
+        live: places in the roster that were heard of lately.
         timeouts: what earlier rounds taught.
         pacing: grace windows.
         pace: H of this round, and where its times are noted.
@@ -75,10 +76,10 @@ class RoundDriver:
         pacing: Pacing,
         pace: Pace,
     ) -> None:
-        if context.seat is None:
+        if context.index is None:
             raise LocalProtocolError("an onlooker does not drive rounds")
         self._context = context
-        self._seat = context.seat
+        self._seat = context.index  # place in the roster
         self._publish = publish
         self._live = live
         self._work = work
@@ -89,12 +90,19 @@ class RoundDriver:
         self._beacon = compute_beacon(
             context.facts.task, context.committee.epoch, self.round, parent.cid.digest
         )
+        self._cohort = compute_cohort(context.committee, self._beacon)
+        self._shards = self._cohort.compute_shards(self._beacon)
         self._saved = [e for e in context.journal.replay() if e.round == self.round]
         self._machine = Consensus.restore(
-            context.committee, self.round, self._seat, self._beacon, timeouts, self._saved_messages()
+            context.committee, self.round, context.seat, self._beacon, timeouts, self._saved_messages()
         )
         self._round = rounds.Round(
-            context.committee, self._seat, self._machine, pacing, is_dense=context.facts.is_dense
+            context.committee,
+            self._seat,
+            self._machine,
+            pacing,
+            is_dense=context.facts.is_dense,
+            cohort=self._cohort,
         )
         self._send, self._receive = trio.open_memory_channel[Callable[[float], Iterable[rounds.Effect]]](math.inf)
         self._pace = pace
@@ -108,6 +116,7 @@ class RoundDriver:
         self._collected_at = math.inf
         self._nursery: trio.Nursery | None = None
         self._wake = math.inf
+        self._tick = 0.0  # when time is to be looked at, whatever comes in
 
     # --- inputs from the network ---
     @property
@@ -181,8 +190,9 @@ class RoundDriver:
                 now = self._context.now
                 if step is not None:
                     await self._carry_out(step(now))
-                if now >= self._wake:
-                    self._wake = math.inf
+                if step is not None and now < min(self._wake, self._tick):
+                    continue  # a message comes far more often than time passes
+                self._wake, self._tick = math.inf, now + TICK_SECONDS
                 await self._carry_out(self._round.on_presence(self._live(), now))
                 await self._carry_out(self._round.on_tick(now))
             nursery.cancel_scope.cancel()
@@ -225,6 +235,8 @@ class RoundDriver:
                     self._nursery.start_soon(self._build, effect)
                 case rounds.HeaderEquivocation(first, second):
                     self._save_evidence(first, second)
+                case ballots.Check() if self._context.seat is None:
+                    pass  # a quorum of those who did check it decides
                 case ballots.Check(proposal, digest):
                     self._nursery.start_soon(self._check, proposal, digest)
                 case ballots.Save(messages):
@@ -250,14 +262,13 @@ class RoundDriver:
     # --- training and scoring ---
     async def _train(self) -> None:
         context = self._context
-        seats = len(context.committee.seats)
+        shard, shards = self._shards[self._seat], len(self._shards)
         with self._training:
             # Told to finish before it began: then one step is what there is time for.
             steps = 1 if self._is_finishing else self._pace.next_steps
-            shard = compute_shard(self._beacon, self._seat, seats, seats)
             context.events.emit("training", round=self.round, steps=steps)
             begun = context.now
-            result = await context.trainer.train(self.round, shard, seats, self._beacon, steps)
+            result = await context.trainer.train(self.round, shard, shards, self._beacon, steps)
             self._pace.on_trained(result.steps, context.now - begun)
             header = self._build_header(result, shard)
             if not context.facts.is_dense:
@@ -353,7 +364,7 @@ class RoundDriver:
         self, scored: Iterable[tuple[ContributionHeader, PayloadScore]], *, is_valid: bool
     ) -> frozenset[int]:
         seats = (
-            self._context.committee.seat_of(header.peer) for header, score in scored if score.is_valid == is_valid
+            self._context.committee.index_of(header.peer) for header, score in scored if score.is_valid == is_valid
         )
         return frozenset(seat for seat in seats if seat is not None)
 
@@ -365,7 +376,7 @@ class RoundDriver:
         context = self._context
         while self._own_vector:
             live = self._live()
-            group = [h for h in self._round.collection.headers.values() if context.committee.seat_of(h.peer) in live]
+            group = [h for h in self._round.collection.headers.values() if context.committee.index_of(h.peer) in live]
             try:
                 mean = await context.swarm.average(
                     self._key,
@@ -378,7 +389,7 @@ class RoundDriver:
                 context.events.emit("dropped", what="dense average", reason=str(error))
                 await trio.sleep(FETCH_PAUSE_SECONDS)
                 continue
-            seats = {seat for h in group if (seat := context.committee.seat_of(h.peer)) is not None}
+            seats = {seat for h in group if (seat := context.committee.index_of(h.peer)) is not None}
             break
         else:
             return
@@ -494,40 +505,68 @@ class RoundDriver:
 
     # --- spreading ---
     async def _resend_loop(self) -> None:
+        # Gossip loses little; what all resend at once must not outweigh what they had to say.
+        pause = RESEND_SECONDS * max(1.0, len(self._context.committee.seats) / SMALL_COMMITTEE)
         while True:
-            await trio.sleep(RESEND_SECONDS)
+            await trio.sleep(pause)
             messages: list[Message] = [m for m in (self._own_header, self._own_card) if m is not None]
             for message in (*messages, *self._round.resend()):
                 await self._publish(message)
 
     async def _swap_loop(self) -> None:
-        """Epidemic first, log2(n) beacon-drawn hops; then whatever is still missing from its author."""
+        """Payloads spread epidemically among those whom the round waits for, and from them to everybody else.
+
+        Who trains, or scores, swaps with partners that the beacon draws: log2(n) hops, after which all have all if
+        all went well, and twice as many where the group is large, since partners never keep step; then whatever is
+        still missing comes from its author.  Everybody else takes what its neighbours have: they are spread evenly
+        over the swarm, so nobody serves more than a few.
+        """
         context = self._context
         if context.facts.is_dense:
             return
         hop = 0
         while True:
-            members = self._live() | {self._seat}
             missing = self._round.collection.missing_payloads()
-            partner: int | None
-            if self._own_header is not None and hop < compute_hops(len(members)):
-                partner = compute_partner(self._beacon, hop, members, self._seat)
-                hop += 1
+            if self._seat in self._shards or context.seat is not None:
+                group = self._get_group()
+                hops = compute_hops(len(group)) * (2 if self._cohort.is_drawn else 1)
+                if hop < hops and (self._own_header is not None or (self._cohort.is_drawn and missing)):
+                    partner = self._get_peer(compute_partner(self._beacon, hop, group, self._seat))
+                    hop += 1
+                else:
+                    partner = self._draw_from([s for s in missing if s != self._seat], hop)
+                    hop += partner is not None
             else:
-                wanted = [seat for seat in missing if seat != self._seat]
-                partner = wanted[hop % len(wanted)] if wanted else None
-                hop += 1 if wanted else 0
+                hops = 0
+                partner = self._draw_neighbour(hop) if missing else None
+                hop += 1
             if partner is None:
                 await trio.sleep(FETCH_PAUSE_SECONDS)
                 continue
             try:
-                await context.swarm.swap(
-                    self._key, context.peer_of(partner), deadline_seconds=SWAP_SECONDS
-                )
+                await context.swarm.swap(self._key, partner, deadline_seconds=SWAP_SECONDS)
             except FlockError as error:
                 context.events.emit("dropped", what="swap", reason=str(error))
                 await trio.sleep(FETCH_PAUSE_SECONDS)
             else:
-                if hop >= compute_hops(len(members)):
+                if hop >= hops:
                     await trio.sleep(FETCH_PAUSE_SECONDS)
 
+    def _get_group(self) -> frozenset[int]:
+        """Who swaps: the living of the committee and of the cohort."""
+        return self._live() | {self._seat}
+
+    def _get_peer(self, place: int | None) -> bytes | None:
+        return None if place is None else self._context.peer_of(place)
+
+    def _draw_from(self, places: Sequence[int], hop: int) -> bytes | None:
+        return self._get_peer(places[hop % len(places)] if places else None)
+
+    def _draw_neighbour(self, hop: int) -> bytes | None:
+        """The next of those we are connected with, in an order of our own."""
+        connected = sorted(self._context.host.connected_peers())
+        if not connected:
+            return None
+        cycle, step = divmod(hop, len(connected))
+        seed = shuffle.derive(self._beacon, "neighbour", self._seat, cycle)
+        return connected[shuffle.shuffled(seed, len(connected))[step]]

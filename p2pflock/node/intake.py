@@ -150,12 +150,15 @@ class Intake:
 
     def _keep_early(self, author: bytes, data: bytes, kind: Kind) -> None:
         """Attack: memory filled with messages of rounds to come, which nobody can check yet.  Only members may
-        have some kept, a few and not large; what is pushed out is sent again."""
-        if self._context.committee.seat_of(author) is None:
+        have some kept, a few and not large, and trainers no more than a header; what is pushed out is sent again."""
+        committee = self._context.committee
+        is_voter = committee.seat_of(author) is not None
+        if not is_voter and (committee.index_of(author) is None or kind is not ContributionHeader):
             return
         held = self._early.setdefault(author, OrderedDict())
         held[data] = kind
-        while len(held) > EARLY_AN_AUTHOR or sum(map(len, held)) > EARLY_BYTES_AN_AUTHOR:
+        most = EARLY_AN_AUTHOR if is_voter else 1
+        while len(held) > most or sum(map(len, held)) > EARLY_BYTES_AN_AUTHOR:
             held.popitem(last=False)
 
 

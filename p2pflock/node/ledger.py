@@ -16,6 +16,7 @@ from p2pflock.ports import BlobStore
 from p2pflock.primitives import signing, wire
 from p2pflock.primitives.cid import CID
 from p2pflock.protocol.messages import Attestation, Manifest, RoundRecord
+from p2pflock.protocol.settlement import Tables
 
 
 class Entry(Protocol):
@@ -77,6 +78,7 @@ class Ledger:
         self._journal = journal
         self.spec = spec
         self._decisions: list[Decision] = []
+        self._tables = Tables()
         for record_cid, attestation_cid in self.read_index(journal.replay()):
             attestation = Attestation.decode(store.get(attestation_cid)) if attestation_cid else None
             self._push(RoundRecord.decode(store.get(record_cid)), attestation)
@@ -96,6 +98,11 @@ class Ledger:
     @property
     def is_empty(self) -> bool:
         return not self._decisions
+
+    @property
+    def tables(self) -> Tables:
+        """Trust and rewards after the last decided round."""
+        return self._tables
 
     def at(self, round_: int) -> Decision | None:
         return self._decisions[round_] if 0 <= round_ < len(self._decisions) else None
@@ -139,4 +146,5 @@ class Ledger:
             head = compute_head(record, previous.head)
         decision = Decision(record, cid, attestation, head)
         self._decisions.append(decision)
+        self._tables = self._tables.after(record)
         return decision

@@ -102,7 +102,7 @@ class Peer:
         context = self._context
         record = compute_genesis(context.committee, genesis.model_hash, genesis.weights)
         if context.ledger.is_empty:
-            context.ledger.append(record, None, [context.committee.to_block().encode()])
+            context.ledger.append(record, None, [context.committee.encode()])
             context.store_file(await context.trainer.export())
         else:
             known = context.ledger.at(0)
@@ -137,7 +137,7 @@ class Peer:
     async def _live_through_rounds(self) -> None:
         context = self._context
         while context.ledger.head.record.round < context.facts.rounds:
-            found = await (self._follow() if context.seat is None else self._play_round())
+            found = await (self._follow() if context.index is None else self._play_round())
             if found is not None:
                 await self._catch_up(found)
 
@@ -273,7 +273,7 @@ class Peer:
         """Contributors take turns: everybody holds the same bits, so one measurement is enough."""
         context = self._context
         contributors = [c.seat for c in decision.record.contributions]
-        if not contributors or contributors[decision.record.round % len(contributors)] != context.seat:
+        if not contributors or contributors[decision.record.round % len(contributors)] != context.index:
             return
         evaluation = await context.trainer.evaluate()
         context.events.emit(

@@ -102,7 +102,7 @@ class RecordWork:
                 context.store_file(await context.trainer.export())
             blocks = [message.encode() for message in (*headers, *cards)]
             decision = context.ledger.append(
-                record, attestation, [context.committee.to_block().encode(), *blocks]
+                record, attestation, [context.committee.encode(), *blocks]
             )
         self._mean = None
         self._headers.clear()
@@ -148,8 +148,11 @@ class RecordWork:
         if record.parent_attestation is not None and before is not None:
             verify_attestation(committee, record.parent_attestation, parent.record, before.head)
         included = {contribution.seat for contribution in record.contributions}
-        if not committee.has_quorum(included):
+        if not collection.cohort.has_minimum(included):
             raise InvalidMessageError("record holds contributions of less than a quorum")
+        # Attack: a proposer leaves out most of a drawn cohort.  It may only once we too have waited in vain.
+        if not collection.is_enough(included):
+            raise UnavailableError("record holds contributions of less than a quorum, and we still wait for more")
         headers, cards = await self._gather(record, collection, [proposer])
         scorers = {committee.seat_of(card.validator) or 0 for card in cards}
         if not self._context.facts.is_dense and not committee.has_quorum(scorers):
@@ -190,7 +193,7 @@ class RecordWork:
                 header = ContributionHeader.decode(await self._blocks.get(contribution.header, sources))
                 validation.require(validation.validate_header(self._facts(record), header))
                 self._headers[contribution.header] = header
-            if context.committee.seat_of(header.peer) != contribution.seat:
+            if context.committee.index_of(header.peer) != contribution.seat:
                 raise InvalidMessageError("contribution names the wrong seat")
             headers.append(header)
         for cid in record.scorecards:
@@ -242,10 +245,10 @@ class RecordWork:
         sources: Sequence[bytes] = (),
     ) -> RoundRecord:
         context = self._context
-        headers = sorted(headers, key=lambda header: context.committee.seat_of(header.peer) or 0)
+        headers = sorted(headers, key=lambda header: context.committee.index_of(header.peer) or 0)
         payloads = {} if context.facts.is_dense else await self._payloads(headers, sources)
         settled = settlement.settle(
-            context.committee, parent.record, headers, cards
+            context.committee, context.ledger.tables, headers, cards
         )
         if context.facts.is_dense:
             fold = self._get_mean(headers)

@@ -32,7 +32,7 @@ from p2pflock.protocol.messages import (
 
 BLOCK_PROTOCOL = "/p2pflock/block/1"
 ROUNDS_PROTOCOL = "/p2pflock/rounds/1"
-MAX_BLOCK_BYTES = 512 << 10
+MAX_BLOCK_BYTES = 1 << 20
 MAX_ANSWER_BYTES = 1 << 20
 MAX_WEIGHTS_BYTES = 1 << 34
 ROUNDS_A_REQUEST = 16

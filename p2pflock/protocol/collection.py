@@ -3,7 +3,8 @@
 Law: pure bookkeeping over verified messages.  It decides *when* collection closes, never *who is right*:
 the record does that.  Quorum semantics instead of fixed time-outs: nothing closes below a quorum, everything
 closes at once when nobody who is known to be alive is missing, and in between a grace window runs that is a
-multiple of what this round has taken so far (research: adaptive deadlines end the split-swarm stalls).
+multiple of what this round has taken so far (research: adaptive deadlines end the split-swarm stalls).  A drawn
+cohort that stays away cannot hold up the round: long after its first payload it closes with whoever is there.
 
 Attack: a peer sends two different headers for one slot to different halves.  The first is kept, the second
 is evidence, and the seat is out of the round for everyone who saw both.  Attack: it goes on to sign a thousand
@@ -13,10 +14,12 @@ more; one pair is proof enough, the rest is not kept.
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 from p2pflock.primitives.cid import CID
-from p2pflock.protocol.committee import Committee
+from p2pflock.protocol.committee import Cohort, Committee
 from p2pflock.protocol.messages import Absence, Absentee, ContributionHeader, Scorecard
 
 
@@ -37,6 +40,11 @@ class Pacing:
             self.maximum_grace_seconds, max(self.minimum_grace_seconds, elapsed_seconds * self.grace_share)
         )
 
+    def compute_overdue_seconds(self, elapsed_seconds: float) -> float:
+        """How long after the first payload a cohort is given up that is no quorum yet: who is a third as fast as
+        the first one is waited for.  `elapsed_seconds` runs from the start of the round to that payload."""
+        return max(self.maximum_grace_seconds, 2 * elapsed_seconds)
+
 
 class Added(enum.Enum):
     NEW = "new"
@@ -44,38 +52,69 @@ class Added(enum.Enum):
     EQUIVOCATION = "equivocation"  # the first proof against this seat
 
 
-class Waiting:
-    """Closes over a set of seats: at once when all expected are in, after the grace once a quorum is."""
+class Group(Protocol):
+    """Over whom somebody waits: the committee or a cohort."""
 
-    def __init__(self, committee: Committee, pacing: Pacing, started: float) -> None:
-        self._committee = committee
+    def has_quorum(self, places: Iterable[int], /) -> bool: ...
+
+    def has_minimum(self, places: Iterable[int], /) -> bool: ...
+
+
+class Waiting:
+    """Closes over a set of seats: at once when all expected are in, after the grace once a quorum is.
+
+    Attributes:
+        is_short: it closed below a quorum, because the group stayed away too long.
+    """
+
+    def __init__(self, group: Group, pacing: Pacing, started: float) -> None:
+        self._group = group
         self._pacing = pacing
         self._started = started
+        self._first: float | None = None
         self.deadline: float | None = None
+        self.is_short = False
 
     def is_over(self, ready: frozenset[int], expected: frozenset[int], now: float) -> bool:
-        if not self._committee.has_quorum(ready):
+        if self._first is None and self._group.has_minimum(ready):
+            self._first = now
+        if not self._group.has_quorum(ready):
             self.deadline = None
-            return False
+            self.is_short = self._is_overdue(ready, now)
+            return self.is_short
         if expected <= ready:
             return True
         if self.deadline is None:
             self.deadline = now + self._pacing.compute_grace_seconds(now - self._started)
         return now >= self.deadline
 
+    def _is_overdue(self, ready: frozenset[int], now: float) -> bool:
+        if self._first is None or not self._group.has_minimum(ready):
+            return False
+        return now >= self._first + self._pacing.compute_overdue_seconds(self._first - self._started)
+
 
 class Collection:
-    """Headers, payloads and scorecards of one round by seat."""
+    """Headers, payloads and scorecards of one round by place in the roster.
 
-    def __init__(self, committee: Committee) -> None:
+    Args:
+        cohort: who contributes; by default every seat.
+
+    Attributes:
+        is_short: the cohort stayed away, so that a record may hold less than a quorum of it.
+    """
+
+    def __init__(self, committee: Committee, cohort: Cohort | None = None) -> None:
         self._committee = committee
+        self._cohort = cohort or Cohort(committee, tuple(range(len(committee.seats))), is_drawn=False)
+        self.is_short = False
         self._headers: dict[int, ContributionHeader] = {}
         self._equivocated: dict[int, tuple[ContributionHeader, ContributionHeader]] = {}
         self._payloads: set[CID] = set()
         self._cards: dict[int, Scorecard] = {}
 
     def add_header(self, header: ContributionHeader) -> Added:
-        seat = self._committee.seat_of(header.peer)
+        seat = self._committee.index_of(header.peer)
         if seat is None:
             raise ValueError("header of a stranger must not pass validation")
         known = self._headers.get(seat)
@@ -90,6 +129,14 @@ class Collection:
     def add_payload(self, payload: CID) -> None:
         self._payloads.add(payload)
 
+    @property
+    def cohort(self) -> Cohort:
+        return self._cohort
+
+    def is_enough(self, places: Iterable[int]) -> bool:
+        """Whether a record may hold the contributions of just these, as seen from here."""
+        return self._cohort.has_quorum(places) or (self.is_short and self._cohort.has_minimum(places))
+
     def add_scorecard(self, card: Scorecard) -> None:
         """The first card of a validator counts; validation refused strangers."""
         seat = self._committee.seat_of(card.validator)
@@ -99,7 +146,7 @@ class Collection:
     def holds(self, message: ContributionHeader | Scorecard) -> bool:
         """Whether this is the first header or scorecard of its author, the one that is kept."""
         if isinstance(message, ContributionHeader):
-            seat = self._committee.seat_of(message.peer)
+            seat = self._committee.index_of(message.peer)
             return seat is not None and self._headers.get(seat) == message
         seat = self._committee.seat_of(message.validator)
         return seat is not None and self._cards.get(seat) == message
@@ -127,7 +174,7 @@ class Collection:
     def absentees(self, included: frozenset[int], invalid: frozenset[int]) -> tuple[Absentee, ...]:
         """Everyone not included, with the reason as seen from here, by seat."""
         absent = []
-        for seat in range(len(self._committee.seats)):
+        for seat in self._cohort.members:
             if seat in included:
                 continue
             if seat in self._equivocated:

@@ -1,8 +1,11 @@
 """The committee of an epoch, and everything that a beacon draws from it.
 
-Law: pure functions of the snapshot and of 32-byte seeds: who is a member, what weighs enough, who proposes,
-trains on which shard and swaps with whom.  All weighing is integer arithmetic: "more than two thirds" is
+Law: pure functions of the snapshot and of 32-byte seeds: who is a member, what weighs enough, who contributes,
+proposes, trains on which shard and swaps with whom.  All weighing is integer arithmetic: "more than two thirds" is
 3 w > 2 W, so rounding can never make a quorum.  Whether a snapshot is the chain's is not decided here.
+
+The roster is the seats, which vote, and behind them the trainers, which do not.  Everybody on it is named by its
+place: `seat_of` where a vote is meant, `index_of` where a contribution is.
 
 Known limit: the beacon of a round is a hash of the decided parent, so the proposer of the parent, who chooses
 which contributions it holds, has some influence on it.  It draws schedules with it, never money or the
@@ -22,14 +25,23 @@ from functools import cache
 from p2pflock.errors import InvalidMessageError, LocalProtocolError
 from p2pflock.primitives import shuffle, signing
 from p2pflock.primitives.cid import CID
-from p2pflock.protocol.messages import MAX_MEMBERS, CommitteeBlock, Seat, Vote
+from p2pflock.protocol.messages import (
+    DEFAULT_COHORT,
+    MAX_COHORT,
+    MAX_MEMBERS,
+    MAX_TRAINERS,
+    CommitteeBlock,
+    Seat,
+    Trainer,
+    Vote,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Committee:
-    """The stake-weighted seats of one epoch, in snapshot order.
+    """The stake-weighted seats of one epoch, in snapshot order, and the trainers beside them.
 
-    Raises InvalidMessageError when there is no seat, a seat has no weight, or two seats share a peer or a
+    Raises InvalidMessageError when there is no seat, a seat has no weight, or two of the roster share a peer or a
     BLS key (a shared key would let one signature count twice).
     """
 
@@ -39,51 +51,95 @@ class Committee:
     anchor: bytes  # 20 bytes, zero without a chain
     seats: tuple[Seat, ...]
     round_budget_wei: int = 0  # what settlement may give out for one round
+    trainers: tuple[Trainer, ...] = ()
+    cohort: int = DEFAULT_COHORT  # contributors of one round, drawn when the roster has more
     total_wei: int = field(init=False)
     _by_peer: dict[bytes, int] = field(init=False, repr=False, compare=False, hash=False)
     _by_key: dict[bytes, int] = field(init=False, repr=False, compare=False, hash=False)
+    _roster: tuple[Seat | Trainer, ...] = field(init=False, repr=False, compare=False, hash=False)
+    _block: bytes | None = field(init=False, repr=False, compare=False, hash=False)
 
     def __post_init__(self) -> None:
         if not 0 < len(self.seats) <= MAX_MEMBERS:
             raise InvalidMessageError(f"committee of {len(self.seats)} seats, expected 1..{MAX_MEMBERS}")
         if any(seat.weight_wei <= 0 for seat in self.seats):
             raise InvalidMessageError("committee seat without weight")
-        by_peer = {seat.peer: index for index, seat in enumerate(self.seats)}
-        by_key = {seat.bls_public_key: index for index, seat in enumerate(self.seats)}
-        if len(by_peer) != len(self.seats) or len(by_key) != len(self.seats):
+        if len(self.trainers) > MAX_TRAINERS or not 0 < self.cohort <= MAX_COHORT:
+            raise InvalidMessageError(f"more than {MAX_TRAINERS} trainers, or no cohort of 1..{MAX_COHORT}")
+        roster = (*self.seats, *self.trainers)
+        by_peer = {entry.peer: index for index, entry in enumerate(roster)}
+        by_key = {entry.bls_public_key: index for index, entry in enumerate(roster)}
+        if len(by_peer) != len(roster) or len(by_key) != len(roster):
             raise InvalidMessageError("committee names a peer or key twice")
         object.__setattr__(self, "total_wei", sum(seat.weight_wei for seat in self.seats))
         object.__setattr__(self, "_by_peer", by_peer)
         object.__setattr__(self, "_by_key", by_key)
+        object.__setattr__(self, "_roster", roster)
+        object.__setattr__(self, "_block", None)
 
     @classmethod
     def from_block(cls, block: CommitteeBlock) -> Committee:
         """Raises InvalidMessageError."""
         return cls(
-            block.task, block.epoch, block.chain_id, block.anchor, block.seats, block.round_budget_wei
+            block.task,
+            block.epoch,
+            block.chain_id,
+            block.anchor,
+            block.seats,
+            block.round_budget_wei,
+            block.trainers,
+            block.cohort,
         )
 
     def to_block(self) -> CommitteeBlock:
         return CommitteeBlock(
-            self.task, self.epoch, self.chain_id, self.anchor, self.round_budget_wei, self.seats
+            self.task,
+            self.epoch,
+            self.chain_id,
+            self.anchor,
+            self.round_budget_wei,
+            self.seats,
+            self.trainers,
+            self.cohort,
         )
+
+    def encode(self) -> bytes:
+        """The committee block's bytes; made once, since every round names them."""
+        if self._block is None:
+            object.__setattr__(self, "_block", self.to_block().encode())
+        assert self._block is not None
+        return self._block
 
     def cid(self) -> CID:
         """What a record's `committee` link names."""
-        return self.to_block().cid()
+        return CID.of_dag_cbor(self.encode())
 
     # --- who ---
-    def seat_of(self, peer: bytes) -> int | None:
-        """Seat index of a 38-byte peer id, or None for a stranger."""
+    @property
+    def roster_size(self) -> int:
+        return len(self._roster)
+
+    def index_of(self, peer: bytes) -> int | None:
+        """Place in the roster of a 38-byte peer id, or None for a stranger."""
         return self._by_peer.get(peer)
 
+    def seat_of(self, peer: bytes) -> int | None:
+        """Seat of a 38-byte peer id, or None for who has no vote."""
+        index = self._by_peer.get(peer)
+        return index if index is not None and index < len(self.seats) else None
+
     def seat_of_key(self, bls_public_key: bytes) -> int | None:
-        return self._by_key.get(bls_public_key)
+        index = self._by_key.get(bls_public_key)
+        return index if index is not None and index < len(self.seats) else None
+
+    def at(self, index: int) -> Seat | Trainer:
+        """Who has this place in the roster."""
+        return self._roster[index]
 
     # --- how much ---
-    def weight_of(self, seats: Iterable[int]) -> int:
-        """Stake of a set of seats, each counted once."""
-        return sum(self.seats[seat].weight_wei for seat in set(seats))
+    def weight_of(self, places: Iterable[int]) -> int:
+        """Stake of a set of places, each counted once; trainers weigh nothing."""
+        return sum(self.seats[place].weight_wei for place in set(places) if place < len(self.seats))
 
     def is_quorum(self, weight_wei: int) -> bool:
         """Strictly more than two thirds: two quorums share more than one third, so an honest member."""
@@ -98,6 +154,52 @@ class Committee:
 
     def has_blocking(self, seats: Iterable[int]) -> bool:
         return self.is_blocking(self.weight_of(seats))
+
+    def has_minimum(self, seats: Iterable[int]) -> bool:
+        """Of votes and scorecards there is no less than a quorum (see Cohort)."""
+        return self.has_quorum(seats)
+
+
+# --- cohort ---------------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class Cohort:
+    """Who may contribute in one round, and how many of them make a round.
+
+    Where it is the whole committee a quorum is one of stake, as for votes.  Where it was drawn, its members may
+    have no stake, so heads are counted; and since trainers promise nothing, a round whose cohort stays away may
+    close with fewer (collection.Waiting), down to a single one.
+    """
+
+    committee: Committee
+    members: tuple[int, ...]  # places in the roster, ascending
+    is_drawn: bool
+
+    def has_quorum(self, places: Iterable[int]) -> bool:
+        if not self.is_drawn:
+            return self.committee.has_quorum(places)
+        return 3 * len(set(places).intersection(self.members)) > 2 * len(self.members)
+
+    def has_minimum(self, places: Iterable[int]) -> bool:
+        """The least that a record may hold, however long the others stayed away."""
+        return not set(places).isdisjoint(self.members) if self.is_drawn else self.has_quorum(places)
+
+    def compute_shards(self, beacon: bytes) -> dict[int, int]:
+        """Shard of each member: all of them are drawn, none twice."""
+        size = len(self.members)
+        return dict(zip(self.members, compute_shards(beacon, size, size), strict=True))
+
+
+def compute_cohort(committee: Committee, beacon: bytes) -> Cohort:
+    """Everybody on the roster, or, where there are more than `committee.cohort`, as many drawn by the beacon.
+
+    Drawn without replacement and without regard to stake: what a trainer brings is its data, and a share of the
+    rounds by stake is what the committee is for.
+    """
+    size = committee.roster_size
+    if size <= committee.cohort:
+        return Cohort(committee, tuple(range(size)), is_drawn=bool(committee.trainers))
+    drawn = shuffle.draw(shuffle.derive(beacon, "cohort"), size, committee.cohort)
+    return Cohort(committee, tuple(sorted(drawn)), is_drawn=True)
 
 
 # --- beacon ---------------------------------------------------------------------------------------------

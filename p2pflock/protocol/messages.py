@@ -17,6 +17,10 @@ from p2pflock.primitives import schema, signing
 from p2pflock.primitives.cid import CID
 
 MAX_MEMBERS = 218  # seats that fit one on-chain snapshot: 1 + 144 + 112 n <= 24,576 bytes of code
+MAX_TRAINERS = 4096  # registered beside the seats: a committee block stays below 1 MiB
+MAX_ROSTER = MAX_MEMBERS + MAX_TRAINERS
+MAX_COHORT = 512  # contributors of one round: their scorecards stay below 64 KiB
+DEFAULT_COHORT = 64
 MAX_PAYLOAD_BYTES = 64 << 20
 MICRO = 1_000_000
 
@@ -117,7 +121,7 @@ class Scorecard(schema.Record):
     parent: CID = schema.link()
     validator: bytes = schema.fixed_bytes(38)
     seed_proof: bytes = schema.fixed_bytes(96)
-    scores: tuple[Score, ...] = schema.sequence(schema.nested(Score), MAX_MEMBERS)
+    scores: tuple[Score, ...] = schema.sequence(schema.nested(Score), MAX_COHORT)
     signature: bytes = schema.blob(96)  # BLS
 
     def signing_root(self) -> bytes:
@@ -149,7 +153,7 @@ class Attestation(schema.Record):
 
 @dataclass(frozen=True, slots=True)
 class Absentee(schema.Record):
-    seat: int = schema.integer(0, MAX_MEMBERS - 1)
+    seat: int = schema.integer(0, MAX_ROSTER - 1)
     reason: int = schema.integer(0, max(Absence))
 
 
@@ -157,7 +161,7 @@ class Absentee(schema.Record):
 class Contribution(schema.Record):
     """One line of a record: whose header, and what settlement made of it."""
 
-    seat: int = schema.integer(0, MAX_MEMBERS - 1)
+    seat: int = schema.integer(0, MAX_ROSTER - 1)  # in the committee's roster: a seat, or behind them a trainer
     header: CID = schema.link()
     judgement: int = schema.integer(0, max(Judgement))
     weight: int = schema.uint(48)  # in the fold; 0 unless accepted
@@ -183,8 +187,12 @@ class Reward(schema.Record):
 class RoundRecord(schema.Record):
     """What is attested: who did what in a round, and the model and rewards that follow from it.
 
-    Everything below `scorecards` is a pure function of what stands above it and of the parent record, so
+    Everything below `scorecards` is a pure function of what stands above it and of the records before, so
     every member recomputes it before it votes, and anyone can later.
+
+    `trust` and `rewards` hold the entries that this round changed, with their new values: the tables are what the
+    records since genesis say last of each peer and account (settlement.Tables).  So a record grows with those
+    who took part in its round, not with all who ever did.  `rewards_root` is that of the whole table.
     """
 
     KIND: ClassVar[str] = "p2pflock/record/1"
@@ -196,13 +204,15 @@ class RoundRecord(schema.Record):
     parent: CID | None = schema.optional(schema.link())
     parent_attestation: Attestation | None = schema.optional(schema.nested(Attestation))
     committee: CID = schema.link()
-    contributions: tuple[Contribution, ...] = schema.sequence(schema.nested(Contribution), MAX_MEMBERS)
-    absent: tuple[Absentee, ...] = schema.sequence(schema.nested(Absentee), MAX_MEMBERS)
+    contributions: tuple[Contribution, ...] = schema.sequence(schema.nested(Contribution), MAX_COHORT)
+    absent: tuple[Absentee, ...] = schema.sequence(schema.nested(Absentee), MAX_COHORT)
     scorecards: tuple[CID, ...] = schema.sequence(schema.link(), MAX_MEMBERS)  # by seat
-    trust: tuple[Trust, ...] = schema.sequence(schema.nested(Trust), 4096)  # by peer id
+    trust: tuple[Trust, ...] = schema.sequence(schema.nested(Trust), MAX_COHORT)  # by peer id
     model_hash: bytes = schema.fixed_bytes(32)
     weights: CID = schema.link()
-    rewards: tuple[Reward, ...] = schema.sequence(schema.nested(Reward), 4096)  # by address
+    rewards: tuple[Reward, ...] = schema.sequence(
+        schema.nested(Reward), MAX_COHORT + MAX_MEMBERS
+    )  # by address
     rewards_root: bytes = schema.fixed_bytes(32)
 
     def digest(self) -> bytes:
@@ -219,11 +229,21 @@ class Seat(schema.Record):
 
 
 @dataclass(frozen=True, slots=True)
+class Trainer(schema.Record):
+    """A registered peer without a seat: it contributes when it is drawn, and has no vote."""
+
+    peer: bytes = schema.fixed_bytes(38)
+    address: bytes = schema.fixed_bytes(20)
+    bls_public_key: bytes = schema.fixed_bytes(48)
+
+
+@dataclass(frozen=True, slots=True)
 class CommitteeBlock(schema.Record):
-    """The stake-weighted seats of one epoch, in snapshot order, as a block that lineage can cite."""
+    """The stake-weighted seats of one epoch, in snapshot order, and the trainers beside them, as a block that
+    lineage can cite."""
 
     KIND: ClassVar[str] = "p2pflock/committee/1"
-    MAX_BYTES: ClassVar[int] = 64 << 10
+    MAX_BYTES: ClassVar[int] = 1 << 20
 
     task: bytes = schema.fixed_bytes(32)
     epoch: int = schema.uint(32)
@@ -231,6 +251,8 @@ class CommitteeBlock(schema.Record):
     anchor: bytes = schema.fixed_bytes(20)  # anchor contract, zero without a chain
     round_budget_wei: int = schema.amount()  # reward of one round: the task's escrow over its rounds
     seats: tuple[Seat, ...] = schema.sequence(schema.nested(Seat), MAX_MEMBERS)
+    trainers: tuple[Trainer, ...] = schema.sequence(schema.nested(Trainer), MAX_TRAINERS)
+    cohort: int = schema.integer(1, MAX_COHORT)  # contributors of one round, drawn when there are more
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ from p2pflock.primitives import bls, dagcbor
 from p2pflock.primitives.cid import CID
 from p2pflock.protocol import settlement
 from p2pflock.protocol.attestation import verify_attestation
-from p2pflock.protocol.committee import Committee, compute_beacon, compute_seed_root, compute_shards
+from p2pflock.protocol.committee import Committee, compute_beacon, compute_cohort, compute_seed_root
 from p2pflock.protocol.lineage import (
     MAX_WEIGHTS_BYTES,
     Get,
@@ -40,6 +40,7 @@ from p2pflock.protocol.lineage import (
 )
 from p2pflock.protocol.messages import (
     MAX_PAYLOAD_BYTES,
+    MAX_ROSTER,
     NIL,
     Attestation,
     ContributionHeader,
@@ -165,13 +166,19 @@ def check(
     integrity = _Integrity(reader, report, with_snapshots=with_snapshots)
     lineage = _Lineage(trust, report.spine)
     last: Link | None = None
+    tables = settlement.Tables()  # after the round taken last
     for link in read_links(reader, report.spine):
         tell(f"checking round {link.record.round}")
         integrity.take(link)
         _check_authorship(link, authorship)
-        _check_participation(link, last, participation, is_dense=report.is_dense)
+        _check_participation(link, last, tables, participation, is_dense=report.is_dense)
         lineage.take(link, last)
         last = link
+        # Attack: records that name ever new peers, to have the tables copied for ever.
+        if max(len(tables.trust), len(tables.rewards)) > MAX_ROSTER:
+            participation.fail(f"round {link.record.round}: more peers than any committee has")
+        else:
+            tables = tables.after(link.record)
     if last is not None and last.cid == report.spine.records[-1]:
         report.record = last.record
         lineage.attest(last, attestation)
@@ -283,9 +290,9 @@ def _check_authorship(link: Link, tally: _Tally) -> None:
 def _find_header_flaw(committee: Committee, record: RoundRecord, seat: int, header: ContributionHeader) -> str:
     if (header.task, header.round, header.parent) != (record.task, record.round, record.parent):
         return "the header belongs to another round"
-    if committee.seat_of(header.peer) != seat:
+    if committee.index_of(header.peer) != seat:
         return "the header is another peer's"
-    if not bls.verify(committee.seats[seat].bls_public_key, header.signing_root(), header.signature):
+    if not bls.verify(committee.at(seat).bls_public_key, header.signing_root(), header.signature):
         return "the signature of the header does not hold"
     return ""
 
@@ -375,7 +382,9 @@ class _Lineage(_Tally):
 
 
 # --- participation ----------------------------------------------------------------------------------------
-def _check_participation(link: Link, parent: Link | None, tally: _Tally, *, is_dense: bool) -> None:
+def _check_participation(
+    link: Link, parent: Link | None, tables: settlement.Tables, tally: _Tally, *, is_dense: bool
+) -> None:
     record = link.record
     if record.round == 0:
         if record.contributions or record.absent or record.scorecards or record.trust or record.rewards:
@@ -387,7 +396,7 @@ def _check_participation(link: Link, parent: Link | None, tally: _Tally, *, is_d
     if whole is None or parent is None:
         tally.leave_open(f"round {record.round}: something that it names is missing")
         return
-    flaw = _find_participation_flaw(record, parent.record, *whole, is_dense=is_dense)
+    flaw = _find_participation_flaw(record, parent.record, tables, *whole, is_dense=is_dense)
     if flaw:
         tally.fail(f"round {record.round}: {flaw}")
     tally.count += len(record.contributions) + len(record.absent)
@@ -396,16 +405,22 @@ def _check_participation(link: Link, parent: Link | None, tally: _Tally, *, is_d
 def _find_participation_flaw(
     record: RoundRecord,
     parent: RoundRecord,
+    tables: settlement.Tables,
     committee: Committee,
     headers: Sequence[ContributionHeader],
     cards: Sequence[Scorecard],
     *,
     is_dense: bool,
 ) -> str:
+    beacon = compute_beacon(record.task, record.epoch, record.round, parent.digest())
+    cohort = compute_cohort(committee, beacon)
     seats = [c.seat for c in record.contributions]
-    if sorted(seats + [a.seat for a in record.absent]) != list(range(len(committee.seats))):
-        return "the seats are not each named once"
-    if not committee.has_quorum(seats):
+    if sorted(seats + [a.seat for a in record.absent]) != list(cohort.members):
+        return "the members of the cohort are not each named once" if cohort.is_drawn else (
+            "the seats are not each named once"
+        )
+    # Whether a drawn cohort really stayed away is for those to say who were there: they voted for the record.
+    if not cohort.has_minimum(seats):
         return "contributions of less than a quorum"
     scorers = {committee.seat_of(card.validator) for card in cards}
     if not is_dense and not committee.has_quorum(seat for seat in scorers if seat is not None):
@@ -413,14 +428,12 @@ def _find_participation_flaw(
     for card in cards:
         if len({score.contribution for score in card.scores}) != len(card.scores):
             return "a scorecard scores a contribution twice"
-    if record.parent is not None:
-        beacon = compute_beacon(record.task, record.epoch, record.round, record.parent.digest)
-        drawn = compute_shards(beacon, len(committee.seats), len(committee.seats))
-        for seat, header in zip(seats, headers, strict=True):
-            if header.shard != drawn[seat]:
-                return f"seat {seat} trained on another shard than was drawn for it"
+    drawn = cohort.compute_shards(beacon)
+    for seat, header in zip(seats, headers, strict=True):
+        if header.shard != drawn[seat]:
+            return f"seat {seat} trained on another shard than was drawn for it"
     try:
-        settled = settlement.settle(committee, parent, headers, cards)
+        settled = settlement.settle(committee, tables, headers, cards)
         rebuilt = settlement.compute_record(
             parent=parent,
             parent_attestation=record.parent_attestation,

@@ -13,6 +13,7 @@ A member that is still training when a quorum of the others has delivered finish
 steps it made, within the grace that begins then.  Whoever does not make it even so stops, and takes part in the
 vote without a contribution of its own: holding up three peers for one slow one is what adaptive deadlines are against.
 With `is_dense` nothing is scored: SCORING is the time in which the group averages, and ends with on_averaged.
+Whoever has no seat collects, contributes when it is drawn, and follows the votes; its SCORING is empty.
 Votes of more than a third of the stake move us to DECIDING at once, because an honest member found a quorum;
 we go on collecting beside it, since a later proposer may need our scorecard.
 """
@@ -26,7 +27,7 @@ from dataclasses import dataclass
 from p2pflock.primitives.cid import CID
 from p2pflock.protocol import ballots
 from p2pflock.protocol.collection import Added, Collection, Pacing, Waiting
-from p2pflock.protocol.committee import Committee
+from p2pflock.protocol.committee import Cohort, Committee
 from p2pflock.protocol.consensus import Consensus
 from p2pflock.protocol.messages import Absentee, ContributionHeader, Proposal, Scorecard, Vote
 
@@ -112,10 +113,11 @@ class Round:
 
     Args:
         committee: seats of the epoch.
-        seat: our own.
+        seat: our own place in the roster.
         machine: consensus on this round, already restored from saved votes where there are any.
         pacing: grace windows.
         is_dense: the group averages instead of exchanging and scoring payloads.
+        cohort: who contributes; by default every seat.
     """
 
     def __init__(
@@ -126,12 +128,16 @@ class Round:
         pacing: Pacing,
         *,
         is_dense: bool = False,
+        cohort: Cohort | None = None,
     ) -> None:
         self._committee = committee
         self._seat = seat
         self._machine = machine
         self._pacing = pacing
-        self.collection = Collection(committee)
+        self.collection = Collection(committee, cohort)
+        self._cohort = self.collection.cohort
+        self._is_voter = seat < len(committee.seats)
+        self._is_closed = False
         self.phase = Phase.COLLECTING
         self._expected: frozenset[int] = frozenset()
         self._collected: frozenset[int] = frozenset()
@@ -151,9 +157,13 @@ class Round:
     # --- inputs ---
     def start(self, now: float, *, is_training: bool) -> tuple[Effect, ...]:
         """`is_training` is False when our contribution of this round was already saved before a restart."""
-        self._payloads = Waiting(self._committee, self._pacing, now)
-        self._is_training = is_training
-        return (Train(),) if is_training else ()
+        self._payloads = Waiting(self._cohort, self._pacing, now)
+        self._is_training = is_training and self._seat in self._cohort.members
+        effects: tuple[Effect, ...] = (Train(),) if self._is_training else ()
+        if not self._is_voter:  # it decides nothing, so it may follow the votes from the beginning
+            self._machine_started = True
+            effects += self._vote(self._machine.start(now))
+        return effects
 
     def on_presence(self, live: Iterable[int], now: float) -> tuple[Effect, ...]:
         """Seats that were heard of lately; only they are worth waiting for beyond a quorum."""
@@ -169,7 +179,7 @@ class Round:
 
     def on_header(self, header: ContributionHeader, now: float) -> tuple[Effect, ...]:
         added = self.collection.add_header(header)
-        seat = self._committee.seat_of(header.peer)
+        seat = self._committee.index_of(header.peer)
         if added is Added.EQUIVOCATION and self.collection.evidence:
             first, second = self.collection.evidence[-1]
             return (HeaderEquivocation(first, second), *self._advance(now))
@@ -232,29 +242,34 @@ class Round:
 
     def on_tick(self, now: float) -> tuple[Effect, ...]:
         effects = self._advance(now)
-        if self._machine_started and self.phase is Phase.DECIDING:
+        if self._machine_started and (self.phase is Phase.DECIDING or not self._is_voter):
             effects += self._vote(self._machine.on_tick(now))
         return effects
 
     def resend(self) -> tuple[ballots.Message, ...]:
         """What to send again now and then, since gossip may lose messages."""
-        return self._machine.resend() if self._machine_started else ()
+        return self._machine.resend() if self._machine_started and self._is_voter else ()
 
     # --- what next ---
     def _advance(self, now: float) -> tuple[Effect, ...]:
         effects: tuple[Effect, ...] = ()
         if self._is_collecting() and self._payloads is not None:
             ready = self.collection.ready()
-            expected = self._expected - {s for s in self._expected if self._is_out(s)}
+            expected = self._expected.intersection(self._cohort.members)
+            expected -= {s for s in expected if self._is_out(s)}
             if self._payloads.is_over(ready, expected, now):
                 self._collected = ready
+                self.collection.is_short = self._payloads.is_short
+                if not self._is_voter:
+                    self._is_closed, self.phase = True, Phase.DECIDING
+                    return self._stop_training()
                 if self.phase is Phase.COLLECTING:
                     self.phase = Phase.SCORING
                 self._cards = Waiting(self._committee, self._pacing, now)
                 effects += self._stop_training()
                 headers = self.collection.headers
                 effects += (ScoreContributions(tuple(headers[seat] for seat in sorted(ready))),)
-            elif self._committee.has_quorum(ready):  # the grace runs
+            elif self._cohort.has_quorum(ready):  # the grace runs
                 effects += self._finish_training()
         if self.phase is Phase.SCORING and (self._is_averaged or self._is_scored(now)):
             effects += self._begin_deciding(now)
@@ -265,17 +280,18 @@ class Round:
     def _is_collecting(self) -> bool:
         """Still, when others had us decide early: a proposer may need our scorecard later."""
         is_late = self.phase is Phase.DECIDING and self._cards is None and not self._is_dense
-        return self.phase is Phase.COLLECTING or is_late
+        return (self.phase is Phase.COLLECTING or is_late) and not self._is_closed
 
     def _is_scored(self, now: float) -> bool:
         assert self._cards is not None
         scored = frozenset(self.collection.scorecards)
-        waited = (self._expected & self._collected) | {self._seat}
+        waited = (self._expected if self._cohort.is_drawn else self._expected & self._collected) | {self._seat}
+        waited = frozenset(seat for seat in waited if seat < len(self._committee.seats))
         return self._seat in scored and self._cards.is_over(scored, waited, now)
 
     def _is_out(self, seat: int) -> bool:
         return seat not in self.collection.headers and any(
-            self._committee.seat_of(first.peer) == seat for first, _ in self.collection.evidence
+            self._committee.index_of(first.peer) == seat for first, _ in self.collection.evidence
         )
 
     def _finish_training(self) -> tuple[Effect, ...]:
@@ -291,10 +307,10 @@ class Round:
         return (StopTraining(),)
 
     def _begin_deciding(self, now: float) -> tuple[Effect, ...]:
-        if self._machine_started:
-            return ()
-        self._machine_started = True
         stop = self._stop_training()
+        if self._machine_started:
+            return stop
+        self._machine_started = True
         self.phase = Phase.DECIDING
         return stop + self._vote(self._machine.start(now))
 
@@ -309,7 +325,7 @@ class Round:
             return self._probe(unknown)
         if (
             (included, frozenset(cards)) == self._built
-            or not self._committee.has_quorum(included)
+            or not self.collection.is_enough(included)
             or not (self._is_averaged if self._is_dense else self._committee.has_quorum(cards))
         ):
             return ()
@@ -330,7 +346,7 @@ class Round:
         Attack: contributions that do not decode make up a part of the first quorum."""
         headers = self.collection.headers.keys()
         scored = (self._collected & headers) - self._invalid
-        if self._is_dense or self._committee.has_quorum(scored):
+        if self._is_dense or self.collection.is_enough(scored):
             return scored
         return self.collection.ready() - self._invalid
 

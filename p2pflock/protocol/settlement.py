@@ -16,15 +16,15 @@ escrow, so the sum never exceeds the budget.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from p2pflock.errors import InvalidMessageError
 from p2pflock.primitives import merkle
 from p2pflock.primitives.cid import CID
 from p2pflock.protocol import gate
-from p2pflock.protocol.committee import Committee
+from p2pflock.protocol.committee import Committee, compute_beacon, compute_cohort
 from p2pflock.protocol.messages import (
     Absentee,
     Attestation,
@@ -43,9 +43,38 @@ BPS = 10_000
 WEIGHT_CAP = 2  # times the median sample count: a fast machine may not own the round
 
 
+class Entries(Protocol):
+    """Trust by peer id and rewards by address, both ascending: a table, or what one record says."""
+
+    @property
+    def trust(self) -> tuple[Trust, ...]: ...
+
+    @property
+    def rewards(self) -> tuple[Reward, ...]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """What the records since genesis say last of each peer and account."""
+
+    trust: tuple[Trust, ...] = ()
+    rewards: tuple[Reward, ...] = ()
+
+    def after(self, changes: Entries) -> Tables:
+        """With the entries of a record, or of a settlement, in the place of older ones."""
+        trust = {entry.peer: entry for entry in (*self.trust, *changes.trust)}
+        rewards = {entry.address: entry for entry in (*self.rewards, *changes.rewards)}
+        return Tables(
+            tuple(trust[peer] for peer in sorted(trust)), tuple(rewards[address] for address in sorted(rewards))
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Settlement:
-    """Aligned with the headers sorted by seat; `weights` is 0 unless accepted."""
+    """Aligned with the headers sorted by place; `weights` is 0 unless accepted.
+
+    `trust` and `rewards` are the entries that changed, `rewards_root` is that of the whole table.
+    """
 
     judgements: tuple[Judgement, ...]
     weights: tuple[int, ...]
@@ -56,7 +85,7 @@ class Settlement:
 
 def settle(
     committee: Committee,
-    parent: RoundRecord,
+    parent: Entries,
     headers: Sequence[ContributionHeader],
     scorecards: Sequence[Scorecard],
 ) -> Settlement:
@@ -64,14 +93,14 @@ def settle(
 
     Args:
         committee: of the round; grants the budget.
-        parent: record before; carries trust and rewards so far.
-        headers: of the contributions in the record, at most one a seat.
+        parent: the tables after the round before.
+        headers: of the contributions in the record, at most one a place of the roster.
         scorecards: in the record, at most one a validator.
 
     Raises InvalidMessageError for strangers and duplicates.
     """
-    by_seat = _by_seat(committee, [(header.peer, header) for header in headers])
-    cards = _by_seat(committee, [(card.validator, card) for card in scorecards])
+    by_seat = _by_place(committee.index_of, [(header.peer, header) for header in headers])
+    cards = _by_place(committee.seat_of, [(card.validator, card) for card in scorecards])
     seats = sorted(by_seat)
     ids = {seat: by_seat[seat].cid() for seat in seats}
     lines = {seat: _index(card) for seat, card in cards.items()}
@@ -94,23 +123,31 @@ def settle(
             for seat in seats
         ),
         weights=tuple(weights.get(seat, 0) for seat in seats),
-        trust=gated.trust,
-        rewards=rewards,
-        rewards_root=compute_rewards_root(parent.task, rewards),
+        trust=_find_changed(parent.trust, gated.trust),
+        rewards=_find_changed(parent.rewards, rewards),
+        rewards_root=compute_rewards_root(committee.task, rewards),
     )
 
 
 T = TypeVar("T")
 
 
-def _by_seat(committee: Committee, entries: Sequence[tuple[bytes, T]]) -> dict[int, T]:
+def _by_place(find: Callable[[bytes], int | None], entries: Sequence[tuple[bytes, T]]) -> dict[int, T]:
     found: dict[int, T] = {}
     for peer, entry in entries:
-        seat = committee.seat_of(peer)
+        seat = find(peer)
         if seat is None or seat in found:
             raise InvalidMessageError("a stranger, or a member twice")
         found[seat] = entry
     return found
+
+
+E = TypeVar("E", Trust, Reward)
+
+
+def _find_changed(before: Sequence[E], after: Sequence[E]) -> tuple[E, ...]:
+    known = set(before)
+    return tuple(entry for entry in after if entry not in known)
 
 
 def _index(card: Scorecard) -> dict[CID, Score]:
@@ -154,7 +191,7 @@ def _weigh(accepted: Mapping[int, ContributionHeader]) -> dict[int, int]:
 
 
 def _reward(
-    committee: Committee, parent: RoundRecord, weights: Mapping[int, int], work: Mapping[int, int]
+    committee: Committee, parent: Entries, weights: Mapping[int, int], work: Mapping[int, int]
 ) -> tuple[Reward, ...]:
     """Cumulative rewards by address; `work` is the number of others' contributions a validator scored."""
     earned = {reward.address: reward.cumulative_wei for reward in parent.rewards}
@@ -166,7 +203,7 @@ def _reward(
         for seat, share in shares.items():
             due_wei = pot_wei * share // total if total else 0
             if due_wei:
-                address = committee.seats[seat].address
+                address = committee.at(seat).address
                 earned[address] = earned.get(address, 0) + due_wei
     return tuple(Reward(address, earned[address]) for address in sorted(earned))
 
@@ -210,18 +247,20 @@ def compute_record(
 ) -> RoundRecord:
     """The one record that these inputs give.  `settled` is what `settle` made of the same inputs.
 
-    Raises InvalidMessageError when the seats are not each named once.
+    Raises InvalidMessageError when the members of the cohort are not each named once.
     """
-    by_seat = _by_seat(committee, [(header.peer, header) for header in headers])
-    cards = _by_seat(committee, [(card.validator, card) for card in scorecards])
+    by_seat = _by_place(committee.index_of, [(header.peer, header) for header in headers])
+    cards = _by_place(committee.seat_of, [(card.validator, card) for card in scorecards])
     named = sorted([*by_seat, *(entry.seat for entry in absent)])
-    if named != list(range(len(committee.seats))):
-        raise InvalidMessageError("contributions and absences must name each seat once")
+    parent_cid = parent.cid()
+    beacon = compute_beacon(committee.task, committee.epoch, parent.round + 1, parent_cid.digest)
+    if named != list(compute_cohort(committee, beacon).members):
+        raise InvalidMessageError("contributions and absences must name each seat once, or each of the cohort")
     return RoundRecord(
         task=parent.task,
         epoch=committee.epoch,
         round=parent.round + 1,
-        parent=parent.cid(),
+        parent=parent_cid,
         parent_attestation=parent_attestation,
         committee=committee.cid(),
         contributions=tuple(

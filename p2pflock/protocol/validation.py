@@ -8,6 +8,7 @@ come first, signatures last: a BLS verification costs two milliseconds, and a fl
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from p2pflock.errors import InvalidMessageError
@@ -15,9 +16,9 @@ from p2pflock.primitives import bls, peerid
 from p2pflock.primitives.cid import CID
 from p2pflock.protocol.committee import (
     Committee,
+    compute_cohort,
     compute_proposer,
     compute_seed_root,
-    compute_shard,
     compute_vote_root,
 )
 from p2pflock.protocol.messages import (
@@ -70,6 +71,7 @@ class RoundFacts:
     parent: CID  # record of the round before
     previous_head: bytes  # 32 bytes, chained digest after it
     beacon: bytes  # 32 bytes, of the round
+    shards: Mapping[int, int]  # place in the roster -> shard, of everyone who may contribute
     max_steps: int  # local steps that the task allows
     batch_size: int  # samples of each
 
@@ -80,15 +82,24 @@ def _rule_slot(facts: RoundFacts, task: bytes, round_: int, author: bytes) -> Ru
         return _reject("another task")
     if round_ != facts.round:
         return _ignore("another round")
-    if facts.committee.seat_of(author) is None:
+    if facts.committee.index_of(author) is None:
         return _reject("not a member")
     return ACCEPTED
 
 
+def _rule_vote(facts: RoundFacts, task: bytes, round_: int, author: bytes) -> Ruling:
+    """The same for what only seats may say."""
+    if not (slot := _rule_slot(facts, task, round_, author)).is_accepted:
+        return slot
+    if facts.committee.seat_of(author) is None:
+        return _reject("no seat in the committee")
+    return ACCEPTED
+
+
 def _holds(facts: RoundFacts, author: bytes, root: bytes, signature: bytes) -> bool:
-    seat = facts.committee.seat_of(author)
-    assert seat is not None
-    return bls.verify(facts.committee.seats[seat].bls_public_key, root, signature)
+    index = facts.committee.index_of(author)
+    assert index is not None
+    return bls.verify(facts.committee.at(index).bls_public_key, root, signature)
 
 
 def validate_header(facts: RoundFacts, header: ContributionHeader) -> Ruling:
@@ -96,10 +107,11 @@ def validate_header(facts: RoundFacts, header: ContributionHeader) -> Ruling:
         return slot
     if header.parent != facts.parent:
         return _reject("trained from another checkpoint")
-    seat = facts.committee.seat_of(header.peer)
-    assert seat is not None
-    seats = len(facts.committee.seats)
-    if header.shard != compute_shard(facts.beacon, seat, seats, seats):
+    index = facts.committee.index_of(header.peer)
+    # Attack: strangers to the round who contribute to it, to be in more rounds than they were drawn for.
+    if index not in facts.shards:
+        return _reject("not in the cohort of the round")
+    if header.shard != facts.shards[index]:
         return _reject("not the shard that was drawn for it")
     # Attack: fold weights and rewards follow the samples, so a peer claims more of them than it could have seen.
     if header.steps > facts.max_steps:
@@ -112,7 +124,7 @@ def validate_header(facts: RoundFacts, header: ContributionHeader) -> Ruling:
 
 
 def validate_scorecard(facts: RoundFacts, card: Scorecard) -> Ruling:
-    if not (slot := _rule_slot(facts, card.task, card.round, card.validator)).is_accepted:
+    if not (slot := _rule_vote(facts, card.task, card.round, card.validator)).is_accepted:
         return slot
     if card.parent != facts.parent:
         return _reject("scored at another checkpoint")
@@ -128,7 +140,7 @@ def validate_scorecard(facts: RoundFacts, card: Scorecard) -> Ruling:
 
 
 def validate_proposal(facts: RoundFacts, proposal: Proposal) -> Ruling:
-    if not (slot := _rule_slot(facts, proposal.task, proposal.round, proposal.proposer)).is_accepted:
+    if not (slot := _rule_vote(facts, proposal.task, proposal.round, proposal.proposer)).is_accepted:
         return slot
     if proposal.view > MAX_VIEWS_AHEAD:
         return _reject("a view that no run reaches")
@@ -150,7 +162,7 @@ def validate_proposal(facts: RoundFacts, proposal: Proposal) -> Ruling:
 
 
 def validate_vote(facts: RoundFacts, vote: Vote) -> Ruling:
-    if not (slot := _rule_slot(facts, vote.task, vote.round, vote.validator)).is_accepted:
+    if not (slot := _rule_vote(facts, vote.task, vote.round, vote.validator)).is_accepted:
         return slot
     if vote.view > MAX_VIEWS_AHEAD:
         return _reject("a view that no run reaches")
@@ -198,6 +210,7 @@ def facts_of(
     max_steps: int,
     batch_size: int,
 ) -> RoundFacts:
+    shards = compute_cohort(committee, beacon).compute_shards(beacon)
     return RoundFacts(
-        committee, parent.round + 1, parent.cid(), previous_head, beacon, max_steps, batch_size
+        committee, parent.round + 1, parent.cid(), previous_head, beacon, shards, max_steps, batch_size
     )

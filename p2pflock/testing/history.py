@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from pathlib import Path
 
 import trio
@@ -147,6 +148,10 @@ class History:
     @property
     def head(self) -> Decision:
         return self.decisions[-1]
+
+    @property
+    def tables(self) -> settlement.Tables:
+        return reduce(settlement.Tables.after, (d.record for d in self.decisions), settlement.Tables())
 
     @property
     def anchors(self) -> dict[int, bytes]:
@@ -290,7 +295,7 @@ async def _settle(
     silent: set[int],
 ) -> RoundRecord:
     parent, committee = history.head, history.committee
-    settled = settlement.settle(committee, parent.record, headers, cards)
+    settled = settlement.settle(committee, history.tables, headers, cards)
     for header in headers:
         history.put(header.encode())
     record = settlement.compute_record(

@@ -20,7 +20,7 @@ from p2pflock.protocol.messages import (
     Seat,
     Trust,
 )
-from p2pflock.protocol.settlement import settle
+from p2pflock.protocol.settlement import Tables, compute_rewards_root, settle
 
 TASK = b"t" * 32
 PARENT = CID.of_dag_cbor(b"parent")
@@ -86,7 +86,9 @@ def test_settlement(round_, random) -> None:
 
     # Money: never more than the budget, never taken away, whole wei.
     before = {r.address: r.cumulative_wei for r in parent.rewards}
-    after = {r.address: r.cumulative_wei for r in result.rewards}
+    table = Tables(parent.trust, parent.rewards).after(result)
+    assert compute_rewards_root(TASK, table.rewards) == result.rewards_root
+    after = {r.address: r.cumulative_wei for r in table.rewards}
     assert sum(after.values()) - sum(before.values()) <= committee.round_budget_wei
     assert all(after[address] >= wei for address, wei in before.items())
     assert all(type(wei) is int for wei in after.values())
@@ -103,7 +105,7 @@ def test_settlement(round_, random) -> None:
         assert weights[-1] <= 2 * middle
 
     # The gate: at most half of the valid ones, and only with negative trust.
-    trust = {entry.peer: entry.ema_micro for entry in result.trust}
+    trust = {entry.peer: entry.ema_micro for entry in table.trust}
     gated = [h for h, j in zip(headers, result.judgements, strict=True) if j is Judgement.GATED]
     assert len(gated) <= len([j for j in result.judgements if j is not Judgement.INVALID]) / 2
     assert all(trust[h.peer] < 0 for h in gated)

@@ -11,7 +11,7 @@ from p2pflock.primitives import merkle
 from p2pflock.primitives.cid import CID
 from p2pflock.protocol import gate, settlement
 from p2pflock.protocol.messages import NIL, Absence, Absentee, Judgement, Reward, Trust
-from p2pflock.protocol.settlement import settle
+from p2pflock.protocol.settlement import Tables, settle
 
 
 @pytest.fixture(scope="module")
@@ -110,8 +110,11 @@ def test_a_missing_peer_keeps_trust_and_rewards(equal) -> None:
     parent = replace(equal.genesis, trust=(Trust(keys.peer, -7),), rewards=(Reward(address, 123),))
     headers = [equal.header(seat) for seat in range(3)]
     result = settle(equal.committee, parent, headers, cards(equal, headers, [1000] * 3, range(3)))
-    assert ema(result, equal, 3) == -7
-    assert Reward(address, 123) in result.rewards
+    assert keys.peer not in {entry.peer for entry in result.trust}  # a record says what changed
+    table = Tables(parent.trust, parent.rewards).after(result)
+    assert ema(table, equal, 3) == -7
+    assert Reward(address, 123) in table.rewards
+    assert settlement.compute_rewards_root(equal.genesis.task, table.rewards) == result.rewards_root
 
 
 def test_samples_are_capped_at_twice_the_median(equal) -> None:
