@@ -82,6 +82,7 @@ class Waiting:
             self.deadline = None
             self.is_short = self._is_overdue(ready, now)
             return self.is_short
+        self.is_short = False
         if expected <= ready:
             return True
         if self.deadline is None:

@@ -289,7 +289,9 @@ def test_two_votes_for_one_slot():
 
 def test_payloads_that_do_not_decode_or_never_come():
     def expect(swarm):
-        for round_ in (1, 2, 3):
+        honest = [n for n in (1, 2, 3) if seat_of_view(swarm, n) > 1]  # a liar may be honest about itself
+        assert honest
+        for round_ in honest:
             record = swarm.peers[2].record(round_)
             judged = {entry.seat: entry.weight for entry in record.contributions}
             assert judged.get(0, 0) == 0  # left out, or judged invalid by the scorecards
