@@ -66,7 +66,7 @@ class Committee:
             raise InvalidMessageError("committee seat without weight")
         if len(self.trainers) > MAX_TRAINERS or not 0 < self.cohort <= MAX_COHORT:
             raise InvalidMessageError(f"more than {MAX_TRAINERS} trainers, or no cohort of 1..{MAX_COHORT}")
-        roster = (*self.seats, *self.trainers)
+        roster: tuple[Seat | Trainer, ...] = (*self.seats, *self.trainers)
         by_peer = {entry.peer: index for index, entry in enumerate(roster)}
         by_key = {entry.bls_public_key: index for index, entry in enumerate(roster)}
         if len(by_peer) != len(roster) or len(by_key) != len(roster):

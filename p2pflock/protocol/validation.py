@@ -109,7 +109,7 @@ def validate_header(facts: RoundFacts, header: ContributionHeader) -> Ruling:
         return _reject("trained from another checkpoint")
     index = facts.committee.index_of(header.peer)
     # Attack: strangers to the round who contribute to it, to be in more rounds than they were drawn for.
-    if index not in facts.shards:
+    if index is None or index not in facts.shards:
         return _reject("not in the cohort of the round")
     if header.shard != facts.shards[index]:
         return _reject("not the shard that was drawn for it")
