@@ -7,8 +7,9 @@ import signal
 
 import pytest
 import trio
+import trio.testing
 
-from p2pflock.errors import SpecError, UnavailableError
+from p2pflock.errors import MissingToolError, SpecError, UnavailableError
 from p2pflock.learning.client import TrainerProcess
 from p2pflock.testing import conformance_trainer as conformance
 from p2pflock.testing import tiny_task
@@ -69,6 +70,52 @@ def test_conforms_reports_progress_and_dies(tmp_path):
             await heir.aclose()
 
     run_with_two(main, state_dirs=(None, tmp_path / "b"))
+
+
+def test_finish_reaches_a_training_under_way_and_one_that_waits():
+    """A hundred thousand steps would take minutes."""
+    spec = tiny_task.build_spec(steps=100_000)
+
+    async def main():
+        async with trio.open_nursery() as nursery:
+            trainer = await TrainerProcess.start(nursery, spec, trusted_modules=TRUSTED)
+            await trainer.open()
+            results = {}
+
+            async def train(round_):
+                results[round_] = await trainer.train(round_, 0, 2, conformance.SEED)
+
+            with trio.fail_after(60):
+                async with trio.open_nursery() as training:
+                    training.start_soon(train, 1)
+                    await trainer.events().receive()
+                    training.start_soon(train, 2)
+                    await trio.testing.wait_all_tasks_blocked()
+                    await trainer.finish()
+                assert 1 <= results[1].steps < 100_000
+                assert results[2].steps == 1
+                assert (await trainer.train(3, 0, 2, conformance.SEED, 7)).steps == 7
+                planned = await trainer.train(3, 0, 2, conformance.SEED, 6)
+                assert planned.samples == 6 * spec.local.batch_size
+            await trainer.aclose()
+
+    trio.run(main)
+
+
+def test_a_device_that_is_not_there_is_one_clear_line(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+
+    async def main():
+        async with trio.open_nursery() as nursery:
+            trainer = await TrainerProcess.start(
+                nursery, tiny_task.build_spec(), trusted_modules=TRUSTED, device="cuda"
+            )
+            with pytest.raises(MissingToolError, match="no CUDA device") as raised:
+                await trainer.open()
+            assert "--device" in raised.value.hint
+            await trainer.aclose()
+
+    trio.run(main)
 
 
 def test_a_strangers_spec_cannot_choose_what_runs_here(tmp_path):

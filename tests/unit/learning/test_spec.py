@@ -95,6 +95,11 @@ def test_other_meaning_other_id(old, new):
         ("mine.models:build", "mine models:build", ["model.factory"]),
         ('name = "own"', 'name = "Own Task"', ["task.name", "lower-case"]),
         ("[local]", '[local]\noptimizer = "adam"', ["local.optimizer", '"adamw"']),
+        ("[local]", "[local]\nsteps_max = 29", ["local.steps_max", "below local.steps"]),
+        ("[local]", "[local]\nsteps = 20\nsteps_max = 40\nsteps_min = 21", ["local.steps_min", "above local.steps"]),
+        ("[local]", "[local]\ntarget_utilisation = 1", ["local.target_utilisation", "0.99"]),
+        ("[local]", "[local]\nmicro_batch = 33", ["local.micro_batch", "batch_size"]),
+        ("[local]", '[local]\nprecision = "float16"', ["local.precision", '"bfloat16"']),
         ("[local]", "[codec]\nchunk = 64\nk = 65\n[local]", ["codec.k", "codec.chunk"]),
         ("[task]", 'averaging = "mean"\n[task]', ["averaging", '"gossip"']),
         ("width = 8", "width = 1979-05-27", ["model.arguments"]),
@@ -173,6 +178,12 @@ def test_a_missing_key_is_not_filled_in_for_a_peer():
 def test_garbage_is_refused(data):
     with pytest.raises(InvalidMessageError):
         TaskSpec.decode(data)
+
+
+def test_h_is_fixed_unless_there_is_a_range():
+    fixed, adapted = (parse_spec(MINIMAL.replace("[local]", f"[local]\n{more}")) for more in ("", "steps_max = 128"))
+    assert (fixed.local.is_adaptive, fixed.local.most_steps) == (False, 30)
+    assert (adapted.local.is_adaptive, adapted.local.most_steps, adapted.local.steps_min) == (True, 128, 15)
 
 
 def test_with_rounds():
