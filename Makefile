@@ -70,12 +70,20 @@ demo-short: setup ## the same with fewer rounds
 	@$(BIN)/p2pflock up --task mnist --peers 4 --rounds 3 --demo --home build/demo-short
 
 # --- test -----------------------------------------------------------------------------------------------
-.PHONY: test test-kubo test-contracts check
+.PHONY: test test-kubo test-contracts check fuzz
 test: setup ## unit, property, simulation, process and attack tests
 	@$(BIN)/python -m pytest tests --ignore=tests/interop
 
 test-kubo: $(STAMPS)/python ## the Kubo adapter against a daemon with its RPC (npm, 250 MB the first time)
 	@$(BIN)/python -m pytest tests/interop
+
+FUZZ_SECONDS ?= 600
+fuzz: $(STAMPS)/fuzz ## coverage-guided fuzzing of the payload decoder, FUZZ_SECONDS=600
+	@PYTHONPATH=. $(BIN)/python tests/fuzz/decoder.py --seconds $(FUZZ_SECONDS) --folder build/fuzz --out docs/benchmarks/fuzz.json
+
+$(STAMPS)/fuzz: $(STAMPS)/python
+	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[fuzz]'
+	@mkdir -p $(STAMPS) && touch $@
 
 test-contracts: $(STAMPS)/contracts ## forge: unit, fuzz, invariants, committed ABI equals a fresh build
 	@contracts/tools/test.sh
@@ -88,9 +96,12 @@ check: $(STAMPS)/python $(STAMPS)/contracts ## ruff, mypy --strict, import direc
 	@echo "check: all passed"
 
 # --- measure --------------------------------------------------------------------------------------------
-.PHONY: bench-codec
+.PHONY: bench-codec bench-determinism
 bench-codec: setup ## codec and fold at 10 million parameters: times, memory, payload size
 	@$(BIN)/python benchmarks/codec.py --out docs/benchmarks/codec.json
+
+bench-determinism: setup ## 500 rounds, six unlike peers and seven builds: one model
+	@$(BIN)/python benchmarks/determinism.py --out docs/benchmarks/determinism.json
 
 .PHONY: bench-quality bench-flower bench-table
 bench-quality: $(STAMPS)/data $(STAMPS)/bench ## loss at equal samples beside dense DiLoCo and one process; about 80 minutes of one core
