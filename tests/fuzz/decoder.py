@@ -181,7 +181,14 @@ def main():
     control = {"executions": covered.get("executions", 0), "seconds": round(seconds, 1)}
     print(f"noticed after {seconds:.0f} s; now the decoder as it is, {options.seconds} s")
     status, covered, seconds = run(options.seconds, options.folder, is_control=False)
-    result = {"seconds": round(seconds, 1), **covered, "findings": int(status != 0), "control": control}
+    result = {"benchmark": "fuzz", "seconds": round(seconds, 1), **covered, "control": control}
+    result["targets"] = [
+        {"what": what, "measured": measured, "relation": relation, "target": target, "met": met}
+        for what, measured, relation, target, met in (
+            ("seconds of fuzzing the decoder", seconds, ">=", 600, seconds >= 600),
+            ("inputs that broke it", int(status != 0), "<=", 0, status == 0),
+        )
+    ]
     print(json.dumps(result))
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
