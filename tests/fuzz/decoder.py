@@ -203,7 +203,9 @@ def main():
 def fuzz(arguments):
     if "--without-a-check" in arguments:
         take_out_a_check()
-    tracemalloc.start()  # once: started for every input it would itself lose memory
+    # Once: started for every input it would itself lose memory.  What the process gains all the same, some kilobytes
+    # an input, is the instrumentation's: without it the same inputs leave the resident set as it is.
+    tracemalloc.start()
     atheris.Setup([sys.argv[0], *arguments[arguments.index("--") + 1 :]], test_one)
     atheris.Fuzz()
 
