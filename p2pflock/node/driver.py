@@ -151,7 +151,7 @@ class RoundDriver:
 
     def _on_header(self, header: ContributionHeader, now: float) -> tuple[rounds.Effect, ...]:
         effects = self._kept(header, self._round.on_header(header, now))
-        if self._collected_at == math.inf:
+        if effects and self._collected_at == math.inf:  # a header that is sent again has none
             self._header_at = now  # somebody has just ended its training
         return effects
 
