@@ -211,7 +211,7 @@ def _find_hidden(model: nn.Module, inputs: Tensor) -> frozenset[str]:
         result = model(inputs)
     for hook in hooks:
         hook.remove()
-    edges = [module for module in layers if isinstance(module, nn.Embedding)]
+    edges: list[nn.Module] = [module for module in layers if isinstance(module, nn.Embedding)]
     edges += [module for module, output in outputs if output is result]
     excluded = {id(parameter) for module in edges for parameter in module.parameters(recurse=False)}
     maps = {name: parameter for name, parameter in model.named_parameters() if parameter.dim() > 1}

@@ -235,7 +235,7 @@ class SimulatedSwarm:
         has_chain: bool = False,
         snapshot_every_rounds: int = 1,
         averaging: str = "gossip",
-        local: Mapping[str, int] | None = None,
+        local: Mapping[str, Any] | None = None,
     ) -> AsyncIterator[SimulatedSwarm]:
         """A swarm in which nobody has started yet.
 
