@@ -152,10 +152,10 @@ def orthogonalise(matrix: F32) -> F32:
     a, b, c = (np.float32(value) for value in NEWTON_SCHULZ)
     is_tall = matrix.shape[0] > matrix.shape[1]
     x: F32 = matrix.T if is_tall else matrix
-    x = x * np.float32(1 / (float(np.linalg.norm(x)) + 1e-7))  # largest singular value at most 1
+    x = np.multiply(x, np.float32(1 / (float(np.linalg.norm(x)) + 1e-7)), dtype=np.float32)  # largest singular value at most 1
     for _ in range(NEWTON_SCHULZ_STEPS):
         square = x @ x.T  # of the shorter side
-        x = a * x + (b * square + c * (square @ square)) @ x
+        x = np.add(a * x, (b * square + c * (square @ square)) @ x, dtype=np.float32)
     return np.ascontiguousarray(x.T if is_tall else x)
 
 
