@@ -33,8 +33,9 @@ from p2pflock.primitives import merkle, shuffle
 
 MAX_CANDIDATES = 8  # folds kept until one is adopted: one per view of a disputed round
 EVALUATION_BATCH = 500
-# A peer absent for longer starts with an empty error feedback: what it kept belongs to other weights.
-MAX_FEEDBACK_AGE_ROUNDS = 4
+# A peer that trained last longer ago starts with an empty error feedback: what it kept belongs to other weights.
+# Absences of up to five rounds were measured, and keeping it was never worse (docs/design.md, Absences).
+MAX_FEEDBACK_AGE_ROUNDS = 6
 
 
 class Network(Protocol):

@@ -48,6 +48,8 @@ Message = ContributionHeader | Scorecard | Proposal | Vote
 TICK_SECONDS = 0.25
 RESEND_SECONDS = 2.0
 SWAP_SECONDS = 15.0
+SWAP_PATIENCE_SECONDS = 1.0  # then the next partner is met beside the slow one
+SWAPS_AT_ONCE = 8
 AVERAGE_SECONDS = 20.0
 FETCH_PAUSE_SECONDS = 0.4
 INBOX = 4096
@@ -520,11 +522,15 @@ class RoundDriver:
         all went well, and twice as many where the group is large, since partners never keep step; then whatever is
         still missing comes from its author.  Everybody else takes what its neighbours have: they are spread evenly
         over the swarm, so nobody serves more than a few.
+
+        Attack, and everyday life: a partner that is frozen keeps a swap waiting until its deadline.  It must not keep
+        the others waiting: with a third of the peers away in every round that would be every round.
         """
         context = self._context
         if context.facts.is_dense:
             return
         hop = 0
+        swapping: set[bytes] = set()
         while True:
             missing = self._round.collection.missing_payloads()
             if self._seat in self._shards or context.seat is not None:
@@ -534,23 +540,35 @@ class RoundDriver:
                     partner = self._get_peer(compute_partner(self._beacon, hop, group, self._seat))
                     hop += 1
                 else:
-                    partner = self._draw_from([s for s in missing if s != self._seat], hop)
+                    busy = swapping | {context.signer.peer_id}
+                    partner = self._draw_from([s for s in missing if context.peer_of(s) not in busy], hop)
                     hop += partner is not None
             else:
                 hops = 0
                 partner = self._draw_neighbour(hop) if missing else None
                 hop += 1
-            if partner is None:
+            if partner is None or partner in swapping or len(swapping) >= SWAPS_AT_ONCE:
                 await trio.sleep(FETCH_PAUSE_SECONDS)
                 continue
-            try:
-                await context.swarm.swap(self._key, partner, deadline_seconds=SWAP_SECONDS)
-            except FlockError as error:
-                context.events.emit("dropped", what="swap", reason=str(error))
+            assert self._nursery is not None
+            swapping.add(partner)
+            ended = trio.Event()
+            self._nursery.start_soon(self._swap, partner, swapping, ended)
+            with trio.move_on_after(SWAP_PATIENCE_SECONDS):
+                await ended.wait()
+            if hop >= hops:
                 await trio.sleep(FETCH_PAUSE_SECONDS)
-            else:
-                if hop >= hops:
-                    await trio.sleep(FETCH_PAUSE_SECONDS)
+
+    async def _swap(self, partner: bytes, swapping: set[bytes], ended: trio.Event) -> None:
+        context = self._context
+        try:
+            await context.swarm.swap(self._key, partner, deadline_seconds=SWAP_SECONDS)
+        except FlockError as error:
+            context.events.emit("dropped", what="swap", reason=str(error))
+            await trio.sleep(FETCH_PAUSE_SECONDS)  # not the same one again at once
+        finally:
+            swapping.discard(partner)
+            ended.set()
 
     def _get_group(self) -> frozenset[int]:
         """Who swaps: the living of the committee and of the cohort."""

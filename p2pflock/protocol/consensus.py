@@ -18,6 +18,7 @@ The driver's part, on which safety rests:
 Source: Buchman, Kwon, Milosevic, "The latest gossip on BFT consensus", arXiv 1807.04938, algorithm 1; the
 comments cite its lines.  The paper's "round" is our view, its "height" our round.  Departures:
 
+* timeoutPropose is shorter, though it grows as well, where the proposer is known to be away.
 * valid(v) is asynchronous: rules that need it wait for `on_checked`, and time out as if no proposal had come.
 * Line 49 decides without an own check: a precommit quorum contains an honest member that made it.
 * The paper assumes that what one correct member receives all do.  Here `resend` gives that, and a member's
@@ -90,6 +91,7 @@ class Consensus:
         self._checked: dict[bytes, bool] = {}
         self._checking: set[bytes] = set()
         self._timers: dict[int, float] = {}  # step -> deadline, current view only
+        self._present: frozenset[int] | None = None  # None: nothing is known of who is there
         self._accused: set[tuple[int, int]] = set()  # seat and step: one evidence each is enough
         self._justification: tuple[Message, ...] = ()  # why we may be in this view
         self._last_cast: dict[Step, Vote] = {}  # own latest vote of each step, for resend
@@ -154,9 +156,16 @@ class Consensus:
         self._take_vote(vote, seat, now)
         return self._run(now)
 
+    def on_presence(self, seats: Iterable[int]) -> None:
+        """Who was heard of lately, ourselves included: a proposer that is not there gets the least timeout.
+
+        It still doubles with the view, so that a network in which everybody seems gone decides in the end."""
+        self._present = frozenset(seats)
+
     def on_tick(self, now: float) -> tuple[Effect, ...]:
         """Time has passed."""
         if self._running and self.decision is None:
+            self._hurry()
             view = self._view
             for step, deadline in list(self._timers.items()):
                 if now >= deadline and view == self._view:
@@ -458,6 +467,15 @@ class Consensus:
         if self._candidate is not None:
             held.append(self._candidate[1])
         return held
+
+    def _hurry(self) -> None:
+        """The proposer of this view is gone and left no proposal: do not wait for what it takes others."""
+        entry = self._views[self._view]
+        if self._step != _PROPOSE or entry.proposal is not None or entry.started is None or self._present is None:
+            return
+        if self.get_proposer(self._view) not in self._present:
+            least = entry.started + self.timeouts.propose.compute_least_seconds(self._view)
+            self._timers[_PROPOSE] = min(self._timers[_PROPOSE], least)
 
     def _set_timer(self, step: int, deadline: float) -> None:
         self._timers[step] = deadline

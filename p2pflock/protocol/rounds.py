@@ -168,6 +168,7 @@ class Round:
     def on_presence(self, live: Iterable[int], now: float) -> tuple[Effect, ...]:
         """Seats that were heard of lately; only they are worth waiting for beyond a quorum."""
         self._expected = frozenset(live) | {self._seat}
+        self._machine.on_presence(self._expected)
         return self._advance(now)
 
     def on_contribution(self, header: ContributionHeader, now: float) -> tuple[Effect, ...]:

@@ -48,6 +48,10 @@ class AdaptiveTimeout:
         base = max(base, self.minimum_seconds)
         return min(base * 2.0 ** min(view, 64), self.maximum_seconds)
 
+    def compute_least_seconds(self, view: int = 0) -> float:
+        """The same for whom we have reason not to wait for."""
+        return min(self.minimum_seconds * 2.0 ** min(view, 64), self.compute_seconds(view))
+
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:

@@ -93,6 +93,7 @@ class FakeNetwork:
         self._islands: list[frozenset[bytes]] = []
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._number = 0
+        self._lives = 0
         self._ports = 40_000
         self._wake = trio.Event()
 
@@ -153,6 +154,11 @@ class FakeNetwork:
                     self.unlink(host.peer_id, peer)
 
     # - what hosts use -
+    def first_number(self) -> int:
+        """Where a host that starts now begins to count its messages: above those of any earlier life."""
+        self._lives += 1
+        return self._lives << 32
+
     def find(self, peer: bytes) -> FakeHost | None:
         return self._hosts.get(peer)
 
@@ -205,7 +211,7 @@ class FakeHost:
         self._seen: Recent[tuple[bytes, int], bool] = Recent(120.0, 1 << 16)
         self._repeats: Recent[tuple[str, bytes, bytes], Verdict] = Recent(REPEAT_SECONDS, 4096)
         self._recent: list[tuple[float, _Gossip]] = []
-        self._number = 0
+        self._number = network.first_number()
         self._sent = 0
         self._received = 0
         self._counters: Counter[str] = Counter()

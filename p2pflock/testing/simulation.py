@@ -1,9 +1,9 @@
 """A swarm of real node/Peers in one program and in virtual time: every port is a fake, everything else ships.
 
 Law: one seed is one run, as in testing.network.  A killed peer loses its memory and keeps what a disk keeps:
-block store, vote journal, ledger journal.  A peer's `Conduct` is how it lies; its keys sign the lies, so they
-pass every check that looks at signatures alone.  An error that leaves a peer ends the run, and the test with
-it: no honest peer may fall over whatever the others do.
+block store, vote journal, ledger journal, the trainer's own state.  A peer's `Conduct` is how it lies; its keys
+sign the lies, so they pass every check that looks at signatures alone.  An error that leaves a peer ends the
+run, and the test with it: no honest peer may fall over whatever the others do.
 
     async def main() -> None:
         async with SimulatedSwarm.open(peers=7, rounds=5, seed=1) as swarm:
@@ -19,14 +19,18 @@ from __future__ import annotations
 import contextlib
 import math
 import random
+import tempfile
 import unittest.mock
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, TypeVar
 
 import trio
 
+from p2pflock.learning.learner import Network
+from p2pflock.learning.spec import TaskSpec
 from p2pflock.node.assembly import build_committee
 from p2pflock.node.context import PeerContext, TaskFacts
 from p2pflock.node.events import EventLog
@@ -217,6 +221,8 @@ class SimulatedSwarm:
         self.committee: Committee
         self.facts: TaskFacts
         self.spec = build_spec()
+        self._model: Network | None = None
+        self._disk = Path()
         self._nursery = nursery
 
     @classmethod
@@ -236,6 +242,8 @@ class SimulatedSwarm:
         snapshot_every_rounds: int = 1,
         averaging: str = "gossip",
         local: Mapping[str, Any] | None = None,
+        spec: TaskSpec | None = None,
+        model: Network | None = None,
     ) -> AsyncIterator[SimulatedSwarm]:
         """A swarm in which nobody has started yet.
 
@@ -244,6 +252,8 @@ class SimulatedSwarm:
             step_seconds: seat -> duration of one local step, where it is not STEP_SECONDS.
             stakes_wei: one a seat, in place of equal ones.
             local: keys of the spec's [local] in place of the tiny task's.
+            spec, model: what is trained in place of the tiny task, and its model and data, shared by all peers;
+                `spec` has its own number of rounds and averaging.
         """
         rng = random.Random(seed)
         async with (
@@ -251,8 +261,9 @@ class SimulatedSwarm:
             trio.open_nursery() as nursery,
         ):
             swarm = cls(network, nursery)
-            spec = build_spec(rounds=rounds, averaging=averaging)
+            spec = spec or build_spec(rounds=rounds, averaging=averaging)
             swarm.spec = replace(spec, local=replace(spec.local, **(local or {})))
+            swarm._model = model
             for number in range(peers):
                 conduct = (conducts or {}).get(number) or Conduct()
                 pace = (step_seconds or {}).get(number, STEP_SECONDS)
@@ -261,7 +272,8 @@ class SimulatedSwarm:
                 swarm.peers.append(peer)
             stakes = list(stakes_wei) or [STAKE_WEI] * peers
             swarm._found(stakes, has_chain=has_chain, snapshot_every_rounds=snapshot_every_rounds)
-            with _fast_and_inline():
+            with _fast_and_inline(), tempfile.TemporaryDirectory(prefix="p2pflock-simulation-") as disk:
+                swarm._disk = Path(disk)
                 yield swarm
                 nursery.cancel_scope.cancel()
 
@@ -324,7 +336,14 @@ class SimulatedSwarm:
                         params=LOCAL,
                         host=ConductedHost(host, conduct),
                         swarm=conduct.swarm(self.swarms.join(peer.signer.peer_id)),
-                        trainer=conduct.trainer(FakeTrainer(self.spec, step_seconds=peer.step_seconds)),
+                        trainer=conduct.trainer(
+                            FakeTrainer(
+                                self.spec,
+                                network=self._model,
+                                step_seconds=peer.step_seconds,
+                                state_dir=self._disk / str(peer.number),
+                            )
+                        ),
                         store=peer.store,
                         journal=peer.votes,
                         ledger=Ledger(peer.store, peer.index, self.facts.spec),

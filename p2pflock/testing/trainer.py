@@ -1,4 +1,4 @@
-"""FakeTrainer: the Trainer port in memory, over the real Learner and a model of 36 numpy weights.
+"""FakeTrainer: the Trainer port in memory, over the real Learner and by default a model of 36 numpy weights.
 
 Law: codec, fold, scores, state and their errors are those of the real learning process; only the model, the
 data and the pipe are missing.  Two FakeTrainers with one spec are two honest peers: same checkpoint and same
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import trio
 
-from p2pflock.learning.learner import Learner
+from p2pflock.learning.learner import Learner, Network
 from p2pflock.learning.spec import TaskSpec
 from p2pflock.ports import Evaluation, FoldInput, FoldResult, Genesis, PayloadScore, TrainResult
 from p2pflock.testing.tiny_task import NumpyNetwork, build_spec
@@ -22,18 +22,24 @@ class FakeTrainer:
     """Implements ports.Trainer.
 
     Args:
-        spec: its [model] and [data] are ignored; by default the tiny task's.
+        spec: by default the tiny task's; its [model] and [data] are not looked at.
+        network: model and data in place of the numpy model; it holds no state of a peer, so peers may share one.
         step_seconds: trio time per local step, for simulations under trio.testing.MockClock.
         state_dir: as for TrainerProcess.
     """
 
     def __init__(
-        self, spec: TaskSpec | None = None, *, step_seconds: float = 0.0, state_dir: Path | None = None
+        self,
+        spec: TaskSpec | None = None,
+        *,
+        network: Network | None = None,
+        step_seconds: float = 0.0,
+        state_dir: Path | None = None,
     ) -> None:
         self.spec = spec or build_spec()
         self.step_seconds = step_seconds
         self._is_hurried = False
-        self._learner = Learner(self.spec, NumpyNetwork(self.spec.task.seed), state_dir)
+        self._learner = Learner(self.spec, network or NumpyNetwork(self.spec.task.seed), state_dir)
 
     async def open(self) -> Genesis:
         await trio.lowlevel.checkpoint()

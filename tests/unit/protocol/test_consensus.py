@@ -126,6 +126,33 @@ def test_timeouts_walk_through_a_silent_view(four) -> None:
     assert bench.machine.view == 1
 
 
+def test_a_proposer_that_is_away_gets_the_least_timeout(four) -> None:
+    for is_away, has_proposed, seconds in ((True, False, 2.0), (True, True, 10.0), (False, False, 10.0)):
+        bench = Bench(four)
+        bench.machine.start(0.0)
+        if has_proposed:
+            bench.propose()  # and fell silent: its record is being checked
+        bench.machine.on_presence(set(bench.order) - ({bench.order[0]} if is_away else set()))
+        assert not casts(bench.machine.on_tick(seconds - 0.1))
+        assert casts(bench.machine.on_tick(seconds)) == [(0, PREVOTE, NIL)]
+
+
+def test_however_few_seem_to_be_there_the_timeout_grows(four) -> None:
+    bench = Bench(four, me=(Bench(four).order[4]))
+    assert bench.me not in bench.order[1:4]
+    bench.machine.start(0.0)
+    bench.machine.on_presence({bench.me})
+    now = 0.0
+    for view in range(1, 4):
+        bench.votes(PRECOMMIT, view - 1, now=now, **NO)
+        now += 100.0
+        bench.machine.on_tick(now)
+        assert bench.machine.view == view
+        least = 2.0 * 2**view
+        assert not casts(bench.machine.on_tick(now + least - 0.1))
+        assert casts(bench.machine.on_tick(now + least)) == [(view, PREVOTE, NIL)]
+
+
 def test_both_vote_timers_may_end_in_one_tick(four) -> None:
     """The second must not disarm a timer of the view that the first one opened."""
     bench = Bench(four)
