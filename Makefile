@@ -70,9 +70,9 @@ demo-short: setup ## the same with fewer rounds
 	@$(BIN)/p2pflock up --task mnist --peers 4 --rounds 3 --demo --home build/demo-short
 
 # --- test -----------------------------------------------------------------------------------------------
-.PHONY: test test-kubo test-contracts check fuzz
+.PHONY: test test-kubo test-churn test-contracts check fuzz
 test: setup ## unit, property, simulation, process and attack tests
-	@$(BIN)/python -m pytest tests --ignore=tests/interop
+	@$(BIN)/python -m pytest tests --ignore=tests/interop --ignore=tests/chaos
 
 test-kubo: $(STAMPS)/python ## the Kubo adapter against a daemon with its RPC (npm, 250 MB the first time)
 	@$(BIN)/python -m pytest tests/interop
@@ -84,6 +84,9 @@ fuzz: $(STAMPS)/fuzz ## coverage-guided fuzzing of the payload decoder, FUZZ_SEC
 $(STAMPS)/fuzz: $(STAMPS)/python
 	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[fuzz]'
 	@mkdir -p $(STAMPS) && touch $@
+
+test-churn: setup ## ten real peers, three of them frozen or killed in every one of 20 rounds (minutes, 10 GB)
+	@$(BIN)/python -m pytest -s tests/chaos
 
 test-contracts: $(STAMPS)/contracts ## forge: unit, fuzz, invariants, committed ABI equals a fresh build
 	@contracts/tools/test.sh
@@ -102,6 +105,10 @@ bench-codec: setup ## codec and fold at 10 million parameters: times, memory, pa
 
 bench-determinism: setup ## 500 rounds, six unlike peers and seven builds: one model
 	@$(BIN)/python benchmarks/determinism.py --out docs/benchmarks/determinism.json
+
+.PHONY: bench-churn
+bench-churn: $(STAMPS)/data $(STAMPS)/bench ## 200 simulated rounds with three of ten peers away in each, three seeds; about an hour of one core
+	@$(BIN)/python benchmarks/churn.py --out docs/benchmarks/churn.json
 
 .PHONY: bench-quality bench-flower bench-table
 bench-quality: $(STAMPS)/data $(STAMPS)/bench ## loss at equal samples beside dense DiLoCo and one process; about 80 minutes of one core
