@@ -53,6 +53,7 @@ SWAPS_AT_ONCE = 8
 AVERAGE_SECONDS = 20.0
 FETCH_PAUSE_SECONDS = 0.4
 INBOX = 4096
+SMALL_GROUP = 16  # that keeps step well enough to swap through one cycle of hops
 SMALL_COMMITTEE = 16  # seats up to which everything is said again as often as a small swarm may
 
 
@@ -117,6 +118,7 @@ class RoundDriver:
         self._started = self._header_at = self._payload_at = context.now
         self._collected_at = math.inf
         self._nursery: trio.Nursery | None = None
+        self._has_brought = False  # the last swap, something we lacked
         self._wake = math.inf
         self._tick = 0.0  # when time is to be looked at, whatever comes in
 
@@ -166,6 +168,11 @@ class RoundDriver:
     @property
     def machine(self) -> Consensus:
         return self._machine
+
+    @property
+    def awaited(self) -> frozenset[int]:
+        """Places in the roster that the round waits for: who votes, and who may contribute."""
+        return frozenset({*range(len(self._context.committee.seats)), *self._cohort.members})
 
     @property
     def beacon(self) -> bytes:
@@ -535,7 +542,7 @@ class RoundDriver:
             missing = self._round.collection.missing_payloads()
             if self._seat in self._shards or context.seat is not None:
                 group = self._get_group()
-                hops = compute_hops(len(group)) * (2 if self._cohort.is_drawn else 1)
+                hops = compute_hops(len(group)) * (2 if len(group) > SMALL_GROUP else 1)
                 if hop < hops and (self._own_header is not None or (self._cohort.is_drawn and missing)):
                     partner = self._get_peer(compute_partner(self._beacon, hop, group, self._seat))
                     hop += 1
@@ -554,15 +561,17 @@ class RoundDriver:
             swapping.add(partner)
             ended = trio.Event()
             self._nursery.start_soon(self._swap, partner, swapping, ended)
+            self._has_brought = False
             with trio.move_on_after(SWAP_PATIENCE_SECONDS):
                 await ended.wait()
-            if hop >= hops:
+            if hop >= hops and not self._has_brought:
                 await trio.sleep(FETCH_PAUSE_SECONDS)
 
     async def _swap(self, partner: bytes, swapping: set[bytes], ended: trio.Event) -> None:
         context = self._context
         try:
-            await context.swarm.swap(self._key, partner, deadline_seconds=SWAP_SECONDS)
+            arrived = await context.swarm.swap(self._key, partner, deadline_seconds=SWAP_SECONDS)
+            self._has_brought = bool(arrived)
         except FlockError as error:
             context.events.emit("dropped", what="swap", reason=str(error))
             await trio.sleep(FETCH_PAUSE_SECONDS)  # not the same one again at once
@@ -572,7 +581,7 @@ class RoundDriver:
 
     def _get_group(self) -> frozenset[int]:
         """Who swaps: the living of the committee and of the cohort."""
-        return self._live() | {self._seat}
+        return (self._live() & self.awaited) | {self._seat}
 
     def _get_peer(self, place: int | None) -> bytes | None:
         return None if place is None else self._context.peer_of(place)

@@ -162,6 +162,7 @@ class Peer:
         )
         decided: list[Decision] = []
         found: list[_Found] = []
+        self.presence.begin_round(driver.awaited)
         self.intake.enter(driver)
         try:
             async with trio.open_nursery() as nursery:
@@ -224,6 +225,7 @@ class Peer:
 
         async def ask(peer: bytes, scope: trio.CancelScope) -> None:
             try:
+                await self.presence.reach(peer)
                 decisions = await sync.fetch_decisions(peer)
             except RemoteProtocolError as error:
                 is_late = isinstance(error, UnavailableError)

@@ -4,11 +4,16 @@ Law: a peer is known by a PeerRecord that all three of its keys signed, found in
 *live* while its status messages arrive.  Nothing else decides whom a round waits for.
 
 One bootstrap address is enough to join, and any live peer can be one; after that the DHT carries on alone.
+
+In a large swarm none of this may grow with its size: only those speak whom the round waits for (the committee and
+the cohort), as seldom as there are many of them; everybody opens a dozen connections, to peers that a hash picks; and
+records are looked up less often the more there are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import trio
@@ -21,10 +26,13 @@ from p2pflock.protocol import validation
 from p2pflock.protocol.messages import PeerRecord
 
 STATUS_SECONDS = 1.0
-LIVE_SECONDS = 6.0  # six lost status messages in a row
+LIVE_STATUSES = 6  # as many lost status messages in a row
+SMALL_SWARM = 64  # on the roster: up to here everybody speaks, and is connected with everybody
+SPEAKERS = 32  # up to here each speaks once in STATUS_SECONDS
+LINKS = 12  # connections that a peer of a large swarm opens; about as many come in
 ANNOUNCE_SHARE = 3.0  # announcements per lifetime
 LOOKUP_SECONDS = 3.0
-MAX_KNOWN = 1024
+MAX_KNOWN = 8192
 DISCREDIT_SECONDS = 10.0
 
 
@@ -67,27 +75,44 @@ class Presence:
         self._key = f"p2pflock/1/{context.facts.task.hex()}/peers"
         self._topic = f"/p2pflock/1/{context.facts.task.hex()}/status"
         self._records: dict[bytes, PeerRecord] = {}
-        self._raw: dict[bytes, bytes] = {}
+        self._found: dict[bytes, bytes] = {}  # as found, not looked at
+        self._raw: dict[bytes, bytes] = {}  # as found, of the records
         self._status: dict[bytes, Status] = {}
         self._discredited: dict[bytes, float] = {}  # peer -> until when its claims are not followed
+        self._moved = trio.Event()  # a round has begun
+        self._is_large = context.committee.roster_size > SMALL_SWARM
+        seats = frozenset(range(len(context.committee.seats)))
+        self._speakers = seats if self._is_large else None  # places in the roster; None: everybody
+        speakers = len(context.committee.seats) + context.committee.cohort if self._is_large else 0
+        self._status_seconds = STATUS_SECONDS * max(1.0, speakers / SPEAKERS)
+        self._live_seconds = LIVE_STATUSES * self._status_seconds
+
+    def begin_round(self, speakers: frozenset[int]) -> None:
+        """Of a round they wait for these places of the roster: who is among them says so at once."""
+        if self._is_large:
+            self._speakers = speakers
+            if self._context.index in speakers:  # it will swap with them
+                for peer in map(self._context.peer_of, speakers):
+                    self._admit(peer)
+            self._moved.set()
 
     # --- questions ---
     def live_peers(self) -> list[bytes]:
         """Peers heard of lately, ourselves excluded."""
         now = self._context.now
-        return [peer for peer, status in self._status.items() if now - status.heard < LIVE_SECONDS]
+        return [peer for peer, status in self._status.items() if now - status.heard < self._live_seconds]
 
     def live_seats(self) -> frozenset[int]:
-        """Seats that are worth waiting for: heard of lately and no more than one round behind."""
+        """Places in the roster that are worth waiting for: heard of lately and no more than one round behind."""
         head = self._context.ledger.head.record.round
         seats = {
             seat
             for peer in self.live_peers()
             if self._status[peer].round >= head - 1
-            and (seat := self._context.committee.seat_of(peer)) is not None
+            and (seat := self._context.committee.index_of(peer)) is not None
         }
-        if self._context.seat is not None:
-            seats.add(self._context.seat)
+        if self._context.index is not None:
+            seats.add(self._context.index)
         return frozenset(seats)
 
     def ahead(self) -> list[bytes]:
@@ -156,8 +181,11 @@ class Presence:
         count = self._context.clock.unix_seconds() << 20
         while True:
             count += 1
-            await self.speak_once(count)
-            await trio.sleep(STATUS_SECONDS)
+            if self._speakers is None or self._context.index in self._speakers:
+                await self.speak_once(count)
+            with trio.move_on_after(self._status_seconds):
+                await self._moved.wait()
+                self._moved = trio.Event()
 
     async def _announce(self) -> None:
         lifetime = self._context.params.swarm.record_ttl_seconds
@@ -179,12 +207,37 @@ class Presence:
                 self._context.events.emit("dropped", what="lookup", reason=str(error))
                 found = {}
             for peer, value in found.items():
-                await self._meet(peer, value)
-            await trio.sleep(LOOKUP_SECONDS)
+                if peer in self._found or len(self._found) < MAX_KNOWN:
+                    self._found[peer] = value
+            if len(found) > SMALL_SWARM:
+                await self._keep_links(found)
+            else:
+                for peer in found:
+                    await self.reach(peer)
+            await trio.sleep(LOOKUP_SECONDS * max(1.0, len(found) / SMALL_SWARM))
 
-    async def _meet(self, peer: bytes, value: bytes) -> None:
-        context = self._context
-        if peer == context.signer.peer_id:
+    async def _keep_links(self, found: Iterable[bytes]) -> None:
+        """The first dozen that answer, in an order of our own: the graph is random, and stays when others come."""
+        own = self._context.signer.peer_id
+        linked = 0
+        for peer in sorted(found, key=lambda peer: hashlib.sha256(own + peer).digest()):
+            linked += await self.reach(peer)
+            if linked >= LINKS:
+                break
+
+    async def reach(self, peer: bytes) -> bool:
+        """Connect with a peer whose record we have, unless we are; whether we are then."""
+        if peer == self._context.signer.peer_id:
+            return False
+        self._admit(peer)
+        if peer not in self._context.host.connected_peers() and peer in self._records:
+            await self._dial(self._records[peer].control_addresses)
+        return peer in self._context.host.connected_peers()
+
+    def _admit(self, peer: bytes) -> None:
+        """Check what was found of a peer, once we need it: a flood of records must not buy signature checks."""
+        context, value = self._context, self._found.get(peer)
+        if value is None or peer == context.signer.peer_id:
             return
         if self._raw.get(peer) != value:
             try:
@@ -195,12 +248,8 @@ class Presence:
             except InvalidMessageError as error:
                 context.events.emit("dropped", what="peer record", reason=str(error))
                 return
-            if len(self._records) >= MAX_KNOWN and peer not in self._records:
-                return
             self._records[peer], self._raw[peer] = record, value
             context.swarm.add_addresses(peer, record.swarm_addresses)
-        if peer not in context.host.connected_peers():
-            await self._dial(self._records[peer].control_addresses)
 
     async def _dial(self, addresses: Sequence[str]) -> None:
         try:

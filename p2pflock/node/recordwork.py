@@ -20,6 +20,7 @@ from p2pflock.node.context import PeerContext
 from p2pflock.node.ledger import Decision
 from p2pflock.node.sync import BlockExchange, adopt_weights
 from p2pflock.ports import FoldInput, FoldResult
+from p2pflock.primitives import shuffle
 from p2pflock.primitives.cid import CID
 from p2pflock.protocol import settlement, validation
 from p2pflock.protocol.attestation import verify_attestation
@@ -35,6 +36,7 @@ from p2pflock.protocol.messages import (
 )
 
 PAYLOAD_SECONDS = 20.0
+NEAR = 8  # neighbours that are asked for a block beside those who must have it
 
 
 class RecordWork:
@@ -89,9 +91,14 @@ class RecordWork:
         context = self._context
         record = RoundRecord.decode(encoded)
         authors = [seat.peer for seat in context.committee.seats if seat.peer != context.signer.peer_id]
-        headers, cards = await self._gather(record, collection, authors)
+        # Whom we are connected with is likelier to answer than any author, in a swarm where that is not everybody.
+        near = sorted(context.host.connected_peers())[:NEAR]
+        headers, cards = await self._gather(record, collection, [*authors, *near])
         # Who precommitted had checked the record, so it holds the payloads.
         signers = [context.peer_of(seat) for seat in sorted(attestation.seats()) if seat != context.seat]
+        if context.seat is None:  # else everybody without a vote would ask the same few
+            order = shuffle.shuffled(shuffle.derive(parent.cid.digest, "ask", context.index or 0), len(signers))
+            signers = [*near, *(signers[place] for place in order)]
         payloads = {} if context.facts.is_dense else await self._payloads(headers, signers)
         with trio.CancelScope(shield=True):
             if context.facts.is_dense:
@@ -153,7 +160,8 @@ class RecordWork:
         # Attack: a proposer leaves out most of a drawn cohort.  It may only once we too have waited in vain.
         if not collection.is_enough(included):
             raise UnavailableError("record holds contributions of less than a quorum, and we still wait for more")
-        headers, cards = await self._gather(record, collection, [proposer])
+        near = sorted(self._context.host.connected_peers())[:NEAR]
+        headers, cards = await self._gather(record, collection, [proposer, *near])
         scorers = {committee.seat_of(card.validator) or 0 for card in cards}
         if not self._context.facts.is_dense and not committee.has_quorum(scorers):
             raise InvalidMessageError("record holds scorecards of less than a quorum")

@@ -4,8 +4,9 @@
 Law: one FakeNetwork is one run.  Every delay, loss and duplicate is drawn from the `random.Random` it was
 given, time is trio's, and deliveries happen in one task in order of (time, number sent); with
 `run_simulation` two runs of one seed are equal.  The fake keeps the promises that conformance_host.py checks,
-and shares mailboxes, bounds and reputation with the real host; it does not imitate meshes: a message travels along
-every link between subscribers.
+and shares mailboxes, bounds and reputation with the real host.  By default a message travels along every link
+between subscribers.  With `wires` (for large swarms) it travels along a GossipSub mesh of bounded degree, one for
+all topics, and every byte takes the time that the wires give it.
 
     async def main() -> None:
         async with FakeNetwork.open(random.Random(7), loss=0.1) as network:
@@ -19,10 +20,11 @@ from __future__ import annotations
 
 import contextlib
 import heapq
+import math
 import random
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import trio
@@ -43,9 +45,12 @@ from p2pflock.net.recent import Recent
 from p2pflock.net.reputation import Reputation
 from p2pflock.ports import GossipMessage, RequestHandler, Traffic, Validator, Verdict
 from p2pflock.primitives import peerid
+from p2pflock.testing.wires import Wires
 
 DETECT_SECONDS = 9.0  # how long the real host takes to notice a peer that fell silent
 REPLAY_SECONDS = 3.0  # what a subscriber that comes late still gets: the message cache's window
+MESH_DEGREE, MESH_LOW, MESH_HIGH = 6, 4, 12  # as the real host's
+QUANTUM_SECONDS = 0.002  # with wires, deliveries are rounded up to it: one waking up for many
 OVERHEAD_BYTES = 100  # per message: signature, author, framing
 
 Result = TypeVar("Result")
@@ -77,6 +82,7 @@ Fault = Callable[[Flight], float | None]  # extra seconds on the way, or None: l
 class _Gossip:
     number: int
     message: GossipMessage
+    arrivals: dict[bytes, float] = field(default_factory=dict, compare=False)  # on the mesh: when it is where
 
 
 class FakeNetwork:
@@ -88,6 +94,7 @@ class FakeNetwork:
         self.loss = 0.0  # probability that gossip or a request is lost
         self.duplicate = 0.0  # probability that gossip arrives twice
         self.fault: Fault | None = None
+        self.wires: Wires | None = None
         self._nursery = nursery
         self._hosts: dict[bytes, FakeHost] = {}
         self._islands: list[frozenset[bytes]] = []
@@ -107,11 +114,12 @@ class FakeNetwork:
         loss: float = 0.0,
         duplicate: float = 0.0,
         fault: Fault | None = None,
+        wires: Wires | None = None,
     ) -> AsyncIterator[FakeNetwork]:
         async with trio.open_nursery() as nursery:
             network = cls(rng, nursery)
             network.delay_seconds, network.loss = delay_seconds, loss
-            network.duplicate, network.fault = duplicate, fault
+            network.duplicate, network.fault, network.wires = duplicate, fault, wires
             nursery.start_soon(network._run)
             try:
                 yield network
@@ -167,12 +175,29 @@ class FakeNetwork:
             host = self._hosts.get(peer)
             if host is not None:
                 host._links.discard(lost)
+                host._mesh.discard(lost)
+                if len(host._mesh) < MESH_LOW:
+                    for candidate in sorted(host._links - host._mesh):
+                        self.graft(peer, candidate)
+
+    def graft(self, one: bytes, other: bytes) -> None:
+        """Link into the mesh what is linked, within the degrees."""
+        first, second = self._hosts.get(one), self._hosts.get(other)
+        if first is None or second is None or len(second._mesh) >= MESH_HIGH or len(first._mesh) >= MESH_DEGREE:
+            return
+        first._mesh.add(other)
+        second._mesh.add(one)
 
     def travel_seconds(self, flight: Flight) -> float | None:
         """How long it takes; None when it never arrives."""
-        seconds = self.rng.uniform(*self.delay_seconds)
-        if self.is_separated(flight.sender, flight.receiver) or self.rng.random() < self.loss:
+        if self.is_separated(flight.sender, flight.receiver):
             return None
+        if self.wires is not None:
+            seconds = self.wires.send(flight.sender, flight.receiver, len(flight.data) + OVERHEAD_BYTES)
+        else:
+            seconds = self.rng.uniform(*self.delay_seconds)
+            if self.rng.random() < self.loss:
+                return None
         if self.fault is not None:
             extra = self.fault(flight)
             return None if extra is None else seconds + extra
@@ -180,8 +205,12 @@ class FakeNetwork:
 
     def call_later(self, seconds: float, callback: Callable[[], None]) -> None:
         self._number += 1
-        heapq.heappush(self._events, (trio.current_time() + seconds, self._number, callback))
-        self._wake.set()
+        due = trio.current_time() + seconds
+        if self.wires is not None:
+            due = math.ceil(due / QUANTUM_SECONDS) * QUANTUM_SECONDS
+        heapq.heappush(self._events, (due, self._number, callback))
+        if self._events[0][1] == self._number:  # the others know when to wake up
+            self._wake.set()
 
     async def _run(self) -> None:
         while True:
@@ -205,12 +234,13 @@ class FakeHost:
         self._port = port
         self._limits = limits
         self._links: set[bytes] = set()
+        self._mesh: set[bytes] = set()
         self._mailboxes: dict[str, Mailbox] = {}
         self._validators: dict[str, Validator] = {}
         self._handlers: dict[str, tuple[RequestHandler, int]] = {}
         self._seen: Recent[tuple[bytes, int], bool] = Recent(120.0, 1 << 16)
         self._repeats: Recent[tuple[str, bytes, bytes], Verdict] = Recent(REPEAT_SECONDS, 4096)
-        self._recent: list[tuple[float, _Gossip]] = []
+        self._recent: deque[tuple[float, _Gossip]] = deque()
         self._number = network.first_number()
         self._sent = 0
         self._received = 0
@@ -229,6 +259,7 @@ class FakeHost:
         for peer in sorted(self._links):
             self._network.unlink(self._peer_id, peer)
         self._links.clear()
+        self._mesh.clear()
         self._nursery = None
         for mailbox in self._mailboxes.values():
             mailbox.close()
@@ -265,6 +296,7 @@ class FakeHost:
             raise UnavailableError("cannot reach the peer")
         self._links.add(peer)
         other._links.add(self._peer_id)
+        self._network.graft(self._peer_id, peer)
         for topic in sorted(self._mailboxes):
             other._replay(topic, self._peer_id)
         for topic in sorted(other._mailboxes):
@@ -316,16 +348,29 @@ class FakeHost:
 
     def _pass_on(self, gossip: _Gossip, forwarder: bytes) -> None:
         now = trio.current_time()
-        self._recent = [(at, old) for at, old in self._recent if now - at < REPLAY_SECONDS]
+        while self._recent and now - self._recent[0][0] >= REPLAY_SECONDS:
+            self._recent.popleft()
         self._recent.append((now, gossip))
-        for peer in sorted(self._links - {forwarder, gossip.message.sender}):
+        along = self._links if self._network.wires is None else self._mesh
+        for peer in sorted(along - {forwarder, gossip.message.sender}):
             self._send(gossip, peer)
 
     def _replay(self, topic: str, peer: bytes) -> None:
         now = trio.current_time()
         for at, gossip in self._recent:
-            if gossip.message.topic == topic and now - at < REPLAY_SECONDS and gossip.message.sender != peer:
+            is_fresh = gossip.message.topic == topic and now - at < REPLAY_SECONDS
+            if is_fresh and gossip.message.sender != peer and not self._is_known(gossip, peer):
                 self._send(gossip, peer)
+
+    def _is_known(self, gossip: _Gossip, peer: bytes) -> bool:
+        """On the mesh only: a peer asks for what it is told of and lacks."""
+        other = self._network.find(peer)
+        if self._network.wires is None or other is None:
+            return False
+        if other._seen.get((gossip.message.sender, gossip.number)):
+            return True
+        gossip.arrivals.pop(peer, None)  # it was on its way to one who has died and come back
+        return False
 
     def _send(self, gossip: _Gossip, peer: bytes) -> None:
         other = self._network.find(peer)
@@ -333,6 +378,9 @@ class FakeHost:
             return
         flight = Flight(self._peer_id, peer, "gossip", gossip.message.topic, gossip.message.data)
         sender = self._peer_id
+        if self._network.wires is not None:
+            self._send_on_mesh(flight, gossip, other)
+            return
         copies = 2 if self._network.rng.random() < self._network.duplicate else 1
         for _ in range(copies):
             self._sent += len(flight.data) + OVERHEAD_BYTES
@@ -340,11 +388,28 @@ class FakeHost:
             if seconds is not None:
                 self._network.call_later(seconds, lambda: other._receive(gossip, sender))
 
+    def _send_on_mesh(self, flight: Flight, gossip: _Gossip, other: FakeHost) -> None:
+        """Every copy costs its bytes; only one that comes before the others is an event."""
+        seconds = self._network.travel_seconds(flight)
+        if seconds is None:
+            return
+        size, sender = len(flight.data) + OVERHEAD_BYTES, self._peer_id
+        self._sent += size
+        other._received += size
+        due = trio.current_time() + seconds
+        known = gossip.arrivals.get(flight.receiver)
+        if known is not None and known <= due:
+            other._counters["gossip_duplicate"] += 1
+            return
+        gossip.arrivals[flight.receiver] = due
+        self._network.call_later(seconds, lambda: other._receive(gossip, sender))
+
     def _receive(self, gossip: _Gossip, forwarder: bytes) -> None:
         message = gossip.message
         if forwarder not in self._links or message.topic not in self._mailboxes:
             return
-        self._received += len(message.data) + OVERHEAD_BYTES
+        if self._network.wires is None:
+            self._received += len(message.data) + OVERHEAD_BYTES
         self._counters["gossip_received"] += 1
         if message.sender == self._peer_id or self._seen.get((message.sender, gossip.number)):
             self._counters["gossip_duplicate"] += 1

@@ -49,16 +49,19 @@ from p2pflock.ports import (
 from p2pflock.primitives import bls, peerid
 from p2pflock.protocol.collection import Pacing
 from p2pflock.protocol.committee import Committee
-from p2pflock.protocol.messages import RoundRecord, Seat, Vote
+from p2pflock.protocol.messages import DEFAULT_COHORT, RoundRecord, Seat, Vote
+from p2pflock.protocol.messages import Trainer as Registered
 from p2pflock.protocol.timeouts import Timeouts
 from p2pflock.storage.journal import Entry
 from p2pflock.storage.keystore import Identity
+from p2pflock.testing import memo
 from p2pflock.testing.chain import FakeChain
 from p2pflock.testing.network import FakeNetwork
 from p2pflock.testing.storage import MemoryStore
 from p2pflock.testing.swarm import FakeSwarmNetwork
 from p2pflock.testing.tiny_task import build_spec
 from p2pflock.testing.trainer import FakeTrainer
+from p2pflock.testing.wires import Wires
 
 STAKE_WEI = 1_000 * FLOCK_WEI
 REWARD_A_ROUND_WEI = 10 * FLOCK_WEI
@@ -68,6 +71,7 @@ STEP_SECONDS = 0.2  # a round's five local steps take one second
 POLL_SECONDS = 0.1
 
 Result = TypeVar("Result")
+BuildTrainer = Callable[["SimulatedPeer"], Trainer]
 
 
 class MemoryJournal:
@@ -211,11 +215,11 @@ class SimulatedPeer:
 
 
 class SimulatedSwarm:
-    """Use `open`.  Peers are numbered as their seats."""
+    """Use `open`.  Peers are numbered as in the roster: seats, then trainers."""
 
     def __init__(self, network: FakeNetwork, nursery: trio.Nursery) -> None:
         self.network = network
-        self.swarms = FakeSwarmNetwork(self._latency, self._lost)
+        self.swarms = FakeSwarmNetwork(self._latency, self._lost, network.wires)
         self.peers: list[SimulatedPeer] = []
         self.chain: FakeChain | None = None
         self.committee: Committee
@@ -223,6 +227,7 @@ class SimulatedSwarm:
         self.spec = build_spec()
         self._model: Network | None = None
         self._disk = Path()
+        self._build_trainer: BuildTrainer = self._fake_trainer
         self._nursery = nursery
 
     @classmethod
@@ -244,6 +249,10 @@ class SimulatedSwarm:
         local: Mapping[str, Any] | None = None,
         spec: TaskSpec | None = None,
         model: Network | None = None,
+        seats: int | None = None,
+        cohort: int = DEFAULT_COHORT,
+        wires: Wires | None = None,
+        build_trainer: BuildTrainer | None = None,
     ) -> AsyncIterator[SimulatedSwarm]:
         """A swarm in which nobody has started yet.
 
@@ -254,10 +263,14 @@ class SimulatedSwarm:
             local: keys of the spec's [local] in place of the tiny task's.
             spec, model: what is trained in place of the tiny task, and its model and data, shared by all peers;
                 `spec` has its own number of rounds and averaging.
+            seats: how many of the peers vote, by default all; the others are trainers.
+            cohort: contributors of one round.
+            wires: latency, loss and bandwidth of a large network, in place of `delay_seconds` and `loss`.
+            build_trainer: makes a peer's trainer; by default a FakeTrainer.
         """
         rng = random.Random(seed)
         async with (
-            FakeNetwork.open(rng, delay_seconds=delay_seconds, loss=loss) as network,
+            FakeNetwork.open(rng, delay_seconds=delay_seconds, loss=loss, wires=wires) as network,
             trio.open_nursery() as nursery,
         ):
             swarm = cls(network, nursery)
@@ -270,14 +283,15 @@ class SimulatedSwarm:
                 peer = SimulatedPeer(number, Identity.generate(rng.randbytes), conduct, pace)
                 conduct.me = peer
                 swarm.peers.append(peer)
-            stakes = list(stakes_wei) or [STAKE_WEI] * peers
-            swarm._found(stakes, has_chain=has_chain, snapshot_every_rounds=snapshot_every_rounds)
+            swarm._build_trainer = build_trainer or swarm._build_trainer
+            stakes = list(stakes_wei) or [STAKE_WEI] * (peers if seats is None else seats)
+            swarm._found(stakes, cohort, has_chain=has_chain, snapshot_every_rounds=snapshot_every_rounds)
             with _fast_and_inline(), tempfile.TemporaryDirectory(prefix="p2pflock-simulation-") as disk:
                 swarm._disk = Path(disk)
                 yield swarm
                 nursery.cancel_scope.cancel()
 
-    def _found(self, stakes: Sequence[int], *, has_chain: bool, snapshot_every_rounds: int) -> None:
+    def _found(self, stakes: Sequence[int], cohort: int, *, has_chain: bool, snapshot_every_rounds: int) -> None:
         task, rounds = self.spec.task_id, self.spec.task.rounds
         signers = [peer.signer for peer in self.peers]
         if has_chain:
@@ -293,9 +307,10 @@ class SimulatedSwarm:
         else:
             seats = tuple(
                 Seat(signer.peer_id, signer.address, signer.bls_public_key, stake)
-                for signer, stake in zip(signers, stakes, strict=True)
+                for signer, stake in zip(signers, stakes, strict=False)
             )
-            self.committee = Committee(task, 0, 0, bytes(20), seats, REWARD_A_ROUND_WEI)
+            trainers = tuple(Registered(s.peer_id, s.address, s.bls_public_key) for s in signers[len(stakes) :])
+            self.committee = Committee(task, 0, 0, bytes(20), seats, REWARD_A_ROUND_WEI, trainers, cohort)
         self.facts = TaskFacts.of(self.spec, snapshot_every_rounds=snapshot_every_rounds)
 
     # --- life and death ---
@@ -323,6 +338,14 @@ class SimulatedSwarm:
         while any(self.peers[number].is_running for number in numbers):
             await trio.lowlevel.checkpoint()
 
+    def _fake_trainer(self, peer: SimulatedPeer) -> Trainer:
+        return FakeTrainer(
+            self.spec,
+            network=self._model,
+            step_seconds=peer.step_seconds,
+            state_dir=self._disk / str(peer.number),
+        )
+
     async def _live(self, peer: SimulatedPeer, scope: trio.CancelScope) -> None:
         try:
             with scope:
@@ -336,14 +359,7 @@ class SimulatedSwarm:
                         params=LOCAL,
                         host=ConductedHost(host, conduct),
                         swarm=conduct.swarm(self.swarms.join(peer.signer.peer_id)),
-                        trainer=conduct.trainer(
-                            FakeTrainer(
-                                self.spec,
-                                network=self._model,
-                                step_seconds=peer.step_seconds,
-                                state_dir=self._disk / str(peer.number),
-                            )
-                        ),
+                        trainer=conduct.trainer(self._build_trainer(peer)),
                         store=peer.store,
                         journal=peer.votes,
                         ledger=Ledger(peer.store, peer.index, self.facts.spec),
@@ -444,7 +460,7 @@ def _fast_and_inline() -> Iterator[None]:
         await trio.lowlevel.checkpoint()
         return call(*arguments)
 
-    once = lru_cache(maxsize=1 << 14)
+    once = lru_cache(maxsize=1 << 16)
     aggregate_once = once(bls.fast_aggregate_verify)
 
     def verify_aggregate(keys: Sequence[bytes], message: bytes, signature: bytes) -> bool:
@@ -459,5 +475,7 @@ def _fast_and_inline() -> Iterator[None]:
         ):
             stack.enter_context(unittest.mock.patch.object(module, name, once(getattr(module, name))))
         stack.enter_context(unittest.mock.patch.object(bls, "fast_aggregate_verify", verify_aggregate))
+        for patch in memo.patches():
+            stack.enter_context(patch)
         stack.enter_context(unittest.mock.patch.object(trio.to_thread, "run_sync", run_in_place))
         yield

@@ -21,10 +21,14 @@ from p2pflock.gossip.pool import PayloadPool
 from p2pflock.ports import Traffic
 from p2pflock.primitives import peerid
 from p2pflock.primitives.cid import CID
+from p2pflock.primitives.cid import SIZE_BYTES as CID_BYTES
+from p2pflock.testing.wires import Wires
 
 MAX_VALUE_BYTES = 8 << 10
 MAX_TTL_SECONDS = 600.0
 ARRIVALS_BUFFERED = 8192
+HELLO_BYTES = 120  # gossip/exchange.py: round key, serial, framing; each wanted id comes on top
+RECORD_BYTES = 120  # of a DHT record beside its value: subkey, expiry, signature
 
 Latency = Callable[[bytes, bytes], float]  # (from, to) -> seconds one way; math.inf: frozen
 Loss = Callable[[bytes, bytes], bool]  # (from, to) -> whether this exchange fails at once
@@ -50,11 +54,15 @@ class FakeSwarmNetwork:
     Attributes:
         latency: seconds from one peer to another; `math.inf` freezes, and deadlines then decide.
         loss: asked once per swap; True makes it fail at once, as a killed peer does.
+        wires: carry every byte of a swap, where they are given.
     """
 
-    def __init__(self, latency: Latency = _no_latency, loss: Loss = _no_loss) -> None:
+    def __init__(
+        self, latency: Latency = _no_latency, loss: Loss = _no_loss, wires: Wires | None = None
+    ) -> None:
         self.latency = latency
         self.loss = loss
+        self.wires = wires
         self.swarms: dict[bytes, FakeSwarm] = {}
         self.records: dict[str, dict[bytes, tuple[bytes, float]]] = {}
         self.averages: dict[tuple[bytes, tuple[bytes, ...], int], _Average] = {}
@@ -70,10 +78,12 @@ class FakeSwarmNetwork:
         if swarm is not None:
             swarm.close()
 
-    async def travel(self, sender: bytes, receiver: bytes) -> None:
+    async def travel(self, sender: bytes, receiver: bytes, size_bytes: int = 0) -> None:
         delay = self.latency(sender, receiver)
         if math.isinf(delay):
             await trio.sleep_forever()
+        if self.wires is not None:
+            delay = self.wires.send(sender, receiver, size_bytes)
         await trio.sleep(delay)
 
 
@@ -86,6 +96,7 @@ class FakeSwarm:
         self._listeners: list[trio.MemorySendChannel[tuple[bytes, CID]]] = []
         self.sent_bytes = 0
         self.received_bytes = 0
+        self.control_bytes = 0  # with wires: what swaps and lookups cost beside payloads, both directions
         self.pool = PayloadPool(self._tell)
         self.known: dict[bytes, tuple[str, ...]] = {}
 
@@ -117,7 +128,9 @@ class FakeSwarm:
         await trio.lowlevel.checkpoint()
         now = trio.current_time()
         records = self._network.records.get(key, {})
-        return {peer: value for peer, (value, expiry) in records.items() if expiry > now}
+        found = {peer: value for peer, (value, expiry) in records.items() if expiry > now}
+        self.control_bytes += sum(RECORD_BYTES + len(value) for value in found.values())
+        return found
 
     def add_addresses(self, peer: bytes, addresses: Sequence[str]) -> None:
         self.known[peer] = tuple(addresses)
@@ -134,6 +147,8 @@ class FakeSwarm:
     async def swap(self, round_key: bytes, partner: bytes, *, deadline_seconds: float) -> Sequence[CID]:
         arrived: list[CID] = []
         with trio.move_on_after(deadline_seconds) as scope:
+            if self._network.wires is not None:
+                return await self._swap_on_wires(round_key, partner)
             await self._network.travel(self._peer, partner)
             other = self._network.swarms.get(partner)
             if other is None or self._network.loss(self._peer, partner):
@@ -146,6 +161,44 @@ class FakeSwarm:
         if scope.cancelled_caught:
             raise UnavailableError(f"partner did not finish within {deadline_seconds:g} s")
         return arrived
+
+    async def _swap_on_wires(self, round_key: bytes, partner: bytes) -> list[CID]:
+        """As gossip/exchange.py: my wants; its wants and what I lack; what it lacks."""
+        network = self._network
+        hello = self.count_hello(round_key)
+        await network.travel(self._peer, partner, hello)
+        other = self._find(partner)
+        other.control_bytes += hello
+        taken = _choose(other, self, round_key)
+        size, hello = sum(map(len, taken.values())), other.count_hello(round_key)
+        other.sent_bytes += size
+        await network.travel(partner, self._peer, hello + size)
+        self.control_bytes += hello
+        self.received_bytes += size
+        arrived = [cid for cid, payload in taken.items() if self.pool.accept(round_key, cid, payload)]
+        if self._find(partner) is not other:
+            raise UnavailableError("partner hung up")
+        given = _choose(self, other, round_key)
+        size = sum(map(len, given.values()))
+        if size:
+            self.sent_bytes += size
+            await network.travel(self._peer, partner, size)
+            if self._find(partner) is other:
+                other.received_bytes += size
+                for cid, payload in given.items():
+                    other.pool.accept(round_key, cid, payload)
+        return arrived
+
+    def _find(self, partner: bytes) -> FakeSwarm:
+        other = self._network.swarms.get(partner)
+        if other is None:
+            raise UnavailableError("partner hung up")
+        return other
+
+    def count_hello(self, round_key: bytes) -> int:
+        size = HELLO_BYTES + len(self.pool.wanted(round_key)) * (CID_BYTES + 2)
+        self.control_bytes += size
+        return size
 
     async def collect(self, round_key: bytes) -> Mapping[CID, bytes]:
         await trio.lowlevel.checkpoint()
@@ -196,6 +249,12 @@ class FakeSwarm:
     def traffic(self) -> Traffic:
         """Payload bytes only: there is no socket here."""
         return Traffic(self.sent_bytes, self.received_bytes)
+
+
+def _choose(giver: FakeSwarm, taker: FakeSwarm, round_key: bytes) -> dict[CID, bytes]:
+    """What one holds and the other lacks; another session may be bringing it too, and then it comes twice."""
+    found = {cid: giver.pool.find(round_key, cid) for cid in taker.pool.wanted(round_key)}
+    return {cid: payload for cid, payload in found.items() if payload is not None}
 
 
 def _give(giver: FakeSwarm, taker: FakeSwarm, round_key: bytes) -> list[CID]:
