@@ -106,7 +106,10 @@ bench-codec: setup ## codec and fold at 10 million parameters: times, memory, pa
 bench-determinism: setup ## 500 rounds, six unlike peers and seven builds: one model
 	@$(BIN)/python benchmarks/determinism.py --out docs/benchmarks/determinism.json
 
-.PHONY: bench-churn
+.PHONY: bench-churn bench-late
+bench-late: $(STAMPS)/data $(STAMPS)/bench ## rules for late contributions and for error feedback kept over an absence; about 15 minutes
+	@$(BIN)/python benchmarks/late.py --out docs/benchmarks/late.json
+
 bench-churn: $(STAMPS)/data $(STAMPS)/bench ## 200 simulated rounds with three of ten peers away in each, three seeds; about an hour of one core
 	@$(BIN)/python benchmarks/churn.py --out docs/benchmarks/churn.json
 

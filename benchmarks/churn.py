@@ -16,6 +16,7 @@ samples.
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import random
 import statistics
@@ -201,11 +202,18 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--add", nargs="+", default=[], help="files that other runs of this benchmark wrote: their seeds too")
     options = parser.parse_args(arguments)
     runs: dict[str, list[dict[str, Any]]] = {}
     report = Report("churn", facts={"peers": PEERS, "away": AWAY, "rounds": options.rounds, "runs": runs})
+    for path in options.add:
+        for task, pairs in json.loads(Path(path).read_text(encoding="utf-8"))["runs"].items():
+            runs.setdefault(task, []).extend(pairs)
+    for task, pairs in runs.items():
+        summarise(report, task, pairs)
     for task in options.tasks:
-        for seed in options.seeds:
+        known = {pair["seed"] for pair in runs.get(task, [])}
+        for seed in (seed for seed in options.seeds if seed not in known):
             rounds = options.rounds
             spec = parse_spec(SPEC.format(task=task, rounds=rounds, seed=seed, builtin=BUILTIN, **TASKS[task]))
             network = Quiet(spec)
@@ -223,8 +231,9 @@ def main(arguments: Sequence[str]) -> int:
             runs.setdefault(task, []).append(pair)
             summarise(report, task, runs[task])
             report.save(options.out)
-            if options.out:
-                draw(options.out, runs)
+    report.save(options.out)
+    if options.out:
+        draw(options.out, runs)
     return 0
 
 
