@@ -98,6 +98,11 @@ class Learner:
     def open(self) -> Genesis:
         return self._genesis
 
+    @property
+    def weights(self) -> F32:
+        """The checkpoint, (parameters,); not to be written to."""
+        return self._weights
+
     # --- local steps ------------------------------------------------------------------------------------
     def train(
         self, round_: int, shard: int, count: int, seed: bytes, steps: int = 0
@@ -175,11 +180,11 @@ class Learner:
             else np.zeros(self._size, np.float32)
         )
         payload, feedback = codec.compress_with_feedback(
-            delta, kept, float(self.spec.codec.beta), self._shape(round_)
+            delta, kept, float(self.spec.codec.beta), self.shape(round_)
         )
         return payload, feedback.astype("<f4", copy=False).tobytes()
 
-    def _shape(self, round_: int) -> Shape:
+    def shape(self, round_: int) -> Shape:
         """What payloads of this round look like."""
         section = self.spec.codec
         if section.name == "int8":
@@ -202,7 +207,7 @@ class Learner:
         try:
             if self.spec.averaging == "dense":
                 return self._decode_dense(payload)
-            return codec.decode(payload, self._shape(round_))
+            return codec.decode(payload, self.shape(round_))
         except InvalidMessageError:
             return None
 
@@ -218,7 +223,7 @@ class Learner:
         """Raises InvalidMessageError when a payload does not decode; the checkpoint stays."""
         if self.spec.averaging == "dense" and inputs:
             raise LocalProtocolError("a dense task has no payloads to fold", "use set_dense")
-        shape = self._shape(round_)
+        shape = self.shape(round_)
         weighted = [fold.Weighted(codec.decode(entry.payload, shape), entry.weight) for entry in inputs]
         return self._propose(fold.fold(self._rule, self._weights, weighted))
 

@@ -70,6 +70,16 @@ class TorchNetwork:
     def hidden(self) -> frozenset[str]:
         return self._hidden
 
+    @property
+    def data(self) -> Dataset:
+        return self._data
+
+    def over(self, data: Dataset) -> TorchNetwork:
+        """The same model, and the same memory, over other data; use the two in turn."""
+        other = copy.copy(self)
+        other._data = data  # noqa: SLF001 - its own class
+        return other
+
     def genesis(self) -> F32:
         return self._genesis.copy()
 

@@ -4,8 +4,12 @@ Law: measures only; what follows from a score is settlement's business.  The pub
 payloads are committed (its seed contains the validator's signature), so nobody can train towards it.  A score
 may differ in its last digits between machines, since gradients do: settlement takes a weighted median.
 
-cosine: of the payload to the public batch's gradient.  A payload is subtracted from the weights, so an honest
-one points along the gradient and has a positive cosine in the mean; single rounds are often negative.
+cosine: of the payload to the public batch's gradient, each value of which is replaced by its signed square root.
+A payload is subtracted from the weights, so an honest one points along the gradient and has a positive cosine in
+the mean; single rounds are often negative.  Late in training a few large values are most of a gradient's square;
+the root lets the many others speak, which told label flips and sign flips from honest work more often
+(docs/design.md, "Gate").
+
 loss change: on held-out public samples, after minus before subtracting this payload alone.
 """
 
@@ -32,14 +36,20 @@ def to_micro(value: float, limit: int = LIMIT) -> int:
     return round(max(-limit, min(limit, value * MICRO)))
 
 
-def compute_cosine(payload: Sparse | F32, gradient: F32) -> float:
+def compute_cosine(payload: Sparse | F32, direction: F32) -> float:
     """In [-1, 1]; 0 where one of the two is zero.  `payload` sparse, or dense (parameters,)."""
     if isinstance(payload, Sparse):
-        values, facing = payload.values().astype(np.float64), gradient[payload.indices].astype(np.float64)
+        values, facing = payload.values().astype(np.float64), direction[payload.indices].astype(np.float64)
     else:
-        values, facing = payload.astype(np.float64), gradient.astype(np.float64)
-    length = float(np.linalg.norm(values)) * float(np.linalg.norm(gradient.astype(np.float64)))
+        values, facing = payload.astype(np.float64), direction.astype(np.float64)
+    length = float(np.linalg.norm(values)) * float(np.linalg.norm(direction.astype(np.float64)))
     return float(np.dot(values, facing)) / length if length > 0 else 0.0
+
+
+def compute_direction(gradient: F32) -> F32:
+    """The signed square root of each value, (parameters,)."""
+    direction: F32 = np.copysign(np.sqrt(np.abs(gradient)), gradient)
+    return direction
 
 
 def subtract(weights: F32, payload: Sparse | F32) -> F32:
@@ -58,13 +68,13 @@ def score(
     loss: Callable[[F32], float],
 ) -> list[PayloadScore]:
     """One score per payload; None stands for one that does not decode.  `loss` is on the held-out samples."""
-    before = loss(weights)
+    before, direction = loss(weights), compute_direction(gradient)
     scores = []
     for payload in payloads:
         if payload is None:
             scores.append(INVALID)
             continue
-        cosine = compute_cosine(payload, gradient)
+        cosine = compute_cosine(payload, direction)
         cosine_micro = -MICRO if math.isnan(cosine) else to_micro(cosine, MICRO)
         scores.append(PayloadScore(True, cosine_micro, to_micro(loss(subtract(weights, payload)) - before)))
     return scores

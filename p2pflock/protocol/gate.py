@@ -4,10 +4,15 @@ Law: pure and in integers; a function of the scorecards' lines, the stake behind
 record, so every member recomputes it before it votes and anyone can later.  It moves no money and reads no
 payload: what a payload is like reaches it as the integers of scorecards.
 
-Rule (docs/design.md): a contribution's score is the stake-weighted median of the validators' cosines to a public
-gradient, trust is its running mean, and a contribution is dropped while its peer's trust is negative and below
-the median trust of the round (which at most half of them can be).  Single-round scores of honest peers are
-negative a quarter of the time: the running mean is essential.
+Rule (measured in docs/design.md, "Gate")::
+
+    s_i = stake-weighted median of the validators' cosines of contribution i
+    n_i = s_i / median |s| of the round, cut to [-3, 3]    early rounds have large cosines: they must not buy credit
+    E_i += (n_i - E_i) / 5 when n_i < E_i, else / 10       trust is lost fast and won back slowly
+    drop i while E_i < min(median E of the round, 0)       at most half of a round can be below its median
+
+Single-round scores of honest peers are negative a third of the time, so no single round decides.  The two rates are
+for whoever works honestly for some rounds and then does not.
 """
 
 from __future__ import annotations
@@ -16,9 +21,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from p2pflock.errors import InvalidMessageError
-from p2pflock.protocol.messages import Score, Trust
+from p2pflock.protocol.messages import MICRO, Score, Trust
 
-MEMORY_TENTHS = 7  # E = 0.7 E + 0.3 s
+FALL, RISE = 5, 10  # trust moves by a fifth of the way down, a tenth of the way up
+LIMIT = 3  # in medians of the round; so trust is in thirds of a median, in millionths
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +44,24 @@ class Outcome:
 
 def judge(candidates: Sequence[Candidate], before: Sequence[Trust]) -> Outcome:
     """Apply the rule to one round.  Candidates nobody scored keep the trust they had."""
-    trust = {entry.peer: entry for entry in before}
-    for candidate in candidates:
-        if candidate.opinions:
-            score = compute_weighted_median([(line.cosine_micro, stake) for line, stake in candidate.opinions])
-            known = trust.get(candidate.peer)
-            ema_micro = compute_trust(known.ema_micro if known else 0, score)
-            trust[candidate.peer] = Trust(candidate.peer, ema_micro)
-    dropped = _drop({entry.seat: _ema(trust, entry.peer) for entry in candidates})
-    return Outcome(dropped, tuple(trust[peer] for peer in sorted(trust)))
+    trust = {entry.peer: entry.ema_micro for entry in before}
+    scores = {
+        entry.peer: compute_weighted_median([(line.cosine_micro, stake) for line, stake in entry.opinions])
+        for entry in candidates
+        if entry.opinions
+    }
+    for peer, score in normalise(scores).items():
+        trust[peer] = compute_trust(trust.get(peer, 0), score)
+    dropped = drop({entry.seat: trust.get(entry.peer, 0) for entry in candidates})
+    return Outcome(dropped, tuple(Trust(peer, trust[peer]) for peer in sorted(trust)))
+
+
+def normalise(scores: Mapping[bytes, int]) -> dict[bytes, int]:
+    """Scores in units of LIMIT times the round's median magnitude, in millionths, in [-MICRO, MICRO]."""
+    if not scores:
+        return {}
+    unit = LIMIT * max(1, compute_median([abs(score) for score in scores.values()]))
+    return {peer: max(-MICRO, min(MICRO, score * MICRO // unit)) for peer, score in scores.items()}
 
 
 def compute_weighted_median(values: Sequence[tuple[int, int]]) -> int:
@@ -61,8 +76,8 @@ def compute_weighted_median(values: Sequence[tuple[int, int]]) -> int:
 
 
 def compute_trust(before_micro: int, score_micro: int) -> int:
-    """0.7 E + 0.3 s in millionths, rounded towards minus infinity."""
-    return (MEMORY_TENTHS * before_micro + (10 - MEMORY_TENTHS) * score_micro) // 10
+    """A part of the way from `before` to `score`, rounded towards minus infinity."""
+    return before_micro + (score_micro - before_micro) // (FALL if score_micro < before_micro else RISE)
 
 
 def compute_median(values: Sequence[int]) -> int:
@@ -72,11 +87,7 @@ def compute_median(values: Sequence[int]) -> int:
     return (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) // 2
 
 
-def _ema(trust: Mapping[bytes, Trust], peer: bytes) -> int:
-    return trust[peer].ema_micro if peer in trust else 0
-
-
-def _drop(trust_micro: Mapping[int, int]) -> frozenset[int]:
+def drop(trust_micro: Mapping[int, int]) -> frozenset[int]:
     """Seats whose trust is below min(median, 0).  No more than half can be below a median."""
     if not trust_micro:
         return frozenset()

@@ -88,6 +88,8 @@ def settle(
     parent: Entries,
     headers: Sequence[ContributionHeader],
     scorecards: Sequence[Scorecard],
+    *,
+    rule: Callable[[Sequence[gate.Candidate], Sequence[Trust]], gate.Outcome] = gate.judge,
 ) -> Settlement:
     """Settle one round.
 
@@ -96,6 +98,7 @@ def settle(
         parent: the tables after the round before.
         headers: of the contributions in the record, at most one a place of the roster.
         scorecards: in the record, at most one a validator.
+        rule: the gate; another one only where rules are compared (benchmarks/attacks.py).
 
     Raises InvalidMessageError for strangers and duplicates.
     """
@@ -110,7 +113,7 @@ def settle(
         for seat in seats
         if not _is_refused(opinions[seat])
     ]
-    gated = gate.judge(candidates, parent.trust)
+    gated = rule(candidates, parent.trust)
     weights = _weigh({entry.seat: by_seat[entry.seat] for entry in candidates if entry.seat not in gated.dropped})
     work = {
         scorer: sum(seat != scorer and ids[seat] in scored for seat in seats)

@@ -416,8 +416,11 @@ def test_a_payload_replaced_by_a_quorum() -> None:
         def on_record(self, history, record):
             if record.round != ROUNDS:
                 return record
+            # Of the round before: one of this round would be a copy, which participation notices too.
+            before = history.head.record.contributions[1].header
             one, other = (
-                histories.ContributionHeader.decode(history.store.get(c.header)) for c in record.contributions[:2]
+                histories.ContributionHeader.decode(history.store.get(cid))
+                for cid in (record.contributions[0].header, before)
             )
             forged = replace(one, payload=other.payload, payload_bytes=other.payload_bytes)
             forged = history.sign_header(forged)

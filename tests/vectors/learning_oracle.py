@@ -1,6 +1,6 @@
-"""Codec and fold again, the slow way, from their file heads: plain Python, no numpy, one number at a time.
+"""Codec, fold and robust rules again, the slow way, from their file heads: plain Python, no numpy, one number at a time.
 
-Run it to write codec.json and fold.json; tests/unit/learning compares them with the package, and the property
+Run it to write codec.json, fold.json and robust.json; tests/unit/learning compares them with the package, and the property
 tests compare the two on random input.  A change of these files is a change of the protocol.
 """
 
@@ -213,6 +213,61 @@ FOLD_CASES = {
 }
 
 
+# --- robust rules ---------------------------------------------------------------------------------------
+def settle_zero(value: float) -> float:
+    return value if abs(value) >= 2.0**-100 else 0.0
+
+
+def length(row: list[float]) -> float:
+    return math.sqrt(math.fsum(value * value for value in row))
+
+
+def trimmed_mean(rows: list[list[float]]) -> list[float]:
+    cut = math.ceil(len(rows) / 5) if len(rows) >= 3 else 0
+    result = []
+    for column in zip(*rows, strict=True):
+        total = 0.0
+        for value in sorted(column)[cut : len(rows) - cut]:
+            total += value
+        result.append(settle_zero(f32(total / (len(rows) - 2 * cut))))
+    return result
+
+
+def centered_clip(rows: list[list[float]]) -> list[float]:
+    centre = [0.0] * len(rows[0])
+    for _ in range(3):
+        offsets = [[f32(value - middle) for value, middle in zip(row, centre, strict=True)] for row in rows]
+        distances = [length(offset) for offset in offsets]
+        tau = sorted(distances)[(len(rows) - 1) // 2]
+        factors = [tau / distance if distance > tau else 1.0 for distance in distances]
+        for at in range(len(centre)):
+            total = 0.0
+            for offset, factor in zip(offsets, factors, strict=True):
+                total += offset[at] * factor
+            centre[at] = settle_zero(f32(centre[at] + total / len(rows)))
+    return centre
+
+
+def geometric_median(rows: list[list[float]]) -> list[float]:
+    centre = trimmed_mean(rows)
+    for _ in range(8):
+        distances = [
+            length([f32(value - middle) for value, middle in zip(row, centre, strict=True)]) for row in rows
+        ]
+        least = max(1e-6 * sorted(distances)[(len(rows) - 1) // 2], 2.0**-100)
+        weights = [1.0 / max(distance, least) for distance in distances]
+        for at in range(len(centre)):
+            total = 0.0
+            for row, weight in zip(rows, weights, strict=True):
+                total += row[at] * weight
+            centre[at] = settle_zero(f32(total / math.fsum(weights)))
+    return centre
+
+
+ROBUST_RULES = {"trimmed mean": trimmed_mean, "CenteredClip": centered_clip, "geometric median": geometric_median}
+ROBUST_CASES = {"one": [1], "four": [1, 1, -8, 2], "nine and two far away": [1, 1, 1, 1, 1, 1, 1, -10, 1e6]}
+
+
 def write() -> None:
     codec = {
         name: {"vector": pack(vector), "chunk": chunk, "k": k, "payload": encode(vector, chunk, k).hex()}
@@ -241,7 +296,15 @@ def write() -> None:
             "inputs": [{"payload": p.hex(), "weight": w} for p, (_, w) in zip(payloads, inputs, strict=True)],
             "result": pack(fold(checkpoint, inputs, 64, 9, **rule)),
         }
-    for name, cases in (("codec", codec), ("fold", folds)):
+    robust = {}
+    for rule, compute in ROBUST_RULES.items():
+        for name, gains in ROBUST_CASES.items():
+            rows = [[f32(gain * v) for v in noise(f"robust {i}", 40)] for i, gain in enumerate(gains)]
+            rows.sort(key=lambda row: bytes.fromhex(pack(row)))
+            robust[f"{rule}, {name}"] = {
+                "rule": rule, "vectors": [pack(row) for row in reversed(rows)], "result": pack(compute(rows)),
+            }  # fmt: skip
+    for name, cases in (("codec", codec), ("fold", folds), ("robust", robust)):
         (HERE / f"{name}.json").write_text(json.dumps(cases, indent=1) + "\n")
 
 

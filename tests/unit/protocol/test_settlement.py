@@ -45,7 +45,7 @@ def test_all_accepted(equal) -> None:
     result = settle(equal.committee, equal.genesis, headers, cards(equal, headers, [100_000] * 4))
     assert set(result.judgements) == {Judgement.ACCEPTED}
     assert result.weights == (900,) * 4
-    assert [t.ema_micro for t in result.trust] == [30_000] * 4
+    assert [t.ema_micro for t in result.trust] == [33_333] * 4  # a tenth of the way to one of three medians
     # 800 wei to four trainers, 200 to four validators
     assert {r.cumulative_wei for r in result.rewards} == {250}
 
@@ -54,14 +54,15 @@ def test_the_gate_remembers(equal) -> None:
     """One bad round of an honest peer does not drop it; a liar is out at once and slowly comes back."""
     headers = [equal.header(seat) for seat in range(4)]
     good = replace(
-        equal.genesis, trust=tuple(Trust(k.peer, 50_000) for k in sorted(equal.keys, key=lambda k: k.peer))
+        equal.genesis, trust=tuple(Trust(k.peer, 300_000) for k in sorted(equal.keys, key=lambda k: k.peer))
     )
     unlucky = settle(equal.committee, good, headers, cards(equal, headers, [-100_000, 40_000, 60_000, 60_000]))
-    assert unlucky.judgements[0] is Judgement.ACCEPTED  # 0.7 * 0.05 - 0.3 * 0.1 = 0.005
+    assert unlucky.judgements[0] is Judgement.ACCEPTED
+    assert ema(unlucky, equal, 0) == 128_888  # 300,000 and a fifth of the way to -100 / (3 * 60)
     liar = settle(equal.committee, equal.genesis, headers, cards(equal, headers, [-10, 40_000, 60_000, 60_000]))
     assert liar.judgements == (Judgement.GATED, *[Judgement.ACCEPTED] * 3)
     assert liar.weights[0] == 0
-    assert ema(liar, equal, 0) == -3
+    assert ema(liar, equal, 0) == -14
     address = equal.committee.seats[0].address
     assert {r.address: r.cumulative_wei for r in liar.rewards}[address] == 50  # for its scorecard alone
 
@@ -93,7 +94,7 @@ def test_nobody_judges_itself(equal) -> None:
     own = equal.card(0, dict(zip(headers, [-1_000_000, 1000, 1000], strict=True)))
     other = equal.card(1, dict(zip(headers, [-1000, 1000, 1000], strict=True)))
     result = settle(equal.committee, equal.genesis, headers, [own, other])
-    assert ema(result, equal, 0) == -300
+    assert ema(result, equal, 0) == -66_667  # the other's -1000, not its own
 
 
 def test_an_empty_card_earns_nothing(equal) -> None:
