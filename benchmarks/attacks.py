@@ -40,7 +40,7 @@ ATTACKERS = 2
 # What the issue names, and what goes beyond it (first seed alone); "clean" has honest peers in all seats.  With ten
 # peers ALIE's z_max is 0: its payload is the honest mean.
 NAMED = (
-    "ALIE 1.5", "on/off", "label flip", "noise", "hijack", "colluders", "mimic", "copy", "sign flip x10", "IPM 3",
+    "label flip", "ALIE 1.5", "noise", "on/off", "hijack", "colluders", "mimic", "copy", "sign flip x10", "IPM 3",
     "sign flip x1", "NaN",
 )  # fmt: skip
 BEYOND = ("backdoor", "public batch", "IPM 0.5", "stale", "IPM 0.1", "ALIE z_max")
@@ -57,13 +57,14 @@ def judge_nothing(candidates: Sequence[gate.Candidate], before: Sequence[Trust])
 
 def judge_as_published(candidates: Sequence[gate.Candidate], before: Sequence[Trust]) -> gate.Outcome:
     """The gate we began with: E = 0.7 E + 0.3 cosine, dropped iff E < min(median E, 0)."""
-    trust = {entry.peer: entry.ema_micro for entry in before}
+    means = {entry.peer: entry.recent_micro for entry in before}
     for entry in candidates:
         if entry.opinions:
             score = gate.compute_weighted_median([(line.cosine_micro, stake) for line, stake in entry.opinions])
-            trust[entry.peer] = (7 * trust.get(entry.peer, 0) + 3 * score) // 10
-    dropped = gate.drop({entry.seat: trust.get(entry.peer, 0) for entry in candidates})
-    return gate.Outcome(dropped, tuple(Trust(peer, trust[peer]) for peer in sorted(trust)))
+            means[entry.peer] = (7 * means.get(entry.peer, 0) + 3 * score) // 10
+    bar = min(gate.compute_median([means.get(entry.peer, 0) for entry in candidates]), 0)
+    dropped = frozenset(entry.seat for entry in candidates if means.get(entry.peer, 0) < bar)
+    return gate.Outcome(dropped, tuple(Trust(peer, 0, 0, means[peer]) for peer in sorted(means)))
 
 
 RULES: dict[str, dict[str, Any]] = {

@@ -64,7 +64,7 @@ def centered_clip(vectors: Sequence[F32], start: F32 | None = None) -> F32:
     Raises as `trimmed_mean`.
     """
     stack = _stack(vectors)
-    centre = np.zeros(stack.shape[1], np.float32) if start is None else _check(start, stack.shape[1])
+    centre: F32 = np.zeros(stack.shape[1], np.float32) if start is None else _check(start, stack.shape[1])
     for _ in range(CLIP_STEPS):
         offsets = [row - centre for row in stack]
         distances = [_norm(offset) for offset in offsets]
@@ -85,7 +85,7 @@ def geometric_median(vectors: Sequence[F32], start: F32 | None = None) -> F32:
     stack = _stack(vectors)
     centre = trimmed_mean(vectors) if start is None else _check(start, stack.shape[1])
     for _ in range(MEDIAN_STEPS):
-        distances = [_norm(row - centre) for row in stack]
+        distances = [_norm(np.subtract(row, centre)) for row in stack]
         least = max(SMOOTHING * _median(distances), float(TINY))
         weights = [1.0 / max(distance, least) for distance in distances]
         total = np.zeros(len(centre), np.float64)
@@ -106,8 +106,9 @@ def _stack(vectors: Sequence[F32]) -> NDArray[np.float32]:
     """(vectors, parameters), a copy in the order of their bytes."""
     if not 1 <= len(vectors) <= MAX_INPUTS:
         raise LocalProtocolError(f"robust: {len(vectors)} vectors, expected 1..{MAX_INPUTS}")
-    checked = [_check(vector, len(vectors[0])) for vector in vectors]
-    return np.stack(sorted(checked, key=lambda vector: vector.astype("<f4", copy=False).tobytes()))
+    checked: list[F32] = [_check(vector, len(vectors[0])) for vector in vectors]
+    checked.sort(key=lambda vector: vector.astype("<f4", copy=False).tobytes())
+    return np.stack(checked)
 
 
 def _check(vector: F32, size: int) -> F32:

@@ -23,6 +23,7 @@ MAX_COHORT = 512  # contributors of one round: their scorecards stay below 64 Ki
 DEFAULT_COHORT = 64
 MAX_PAYLOAD_BYTES = 64 << 20
 MICRO = 1_000_000
+MAX_MEMORY_MICRO = 64 * MICRO  # above what the gate's decaying sums can reach
 
 
 class Absence(enum.IntEnum):
@@ -169,10 +170,12 @@ class Contribution(schema.Record):
 
 @dataclass(frozen=True, slots=True)
 class Trust(schema.Record):
-    """Running mean of the median cosine of one peer, carried from round to round (the gate's memory)."""
+    """What the gate remembers of one peer, carried from round to round (gate.py)."""
 
     peer: bytes = schema.fixed_bytes(38)
-    ema_micro: int = schema.integer(-MICRO, MICRO)
+    earned_micro: int = schema.integer(-MAX_MEMORY_MICRO, MAX_MEMORY_MICRO)  # decaying sum of its scores
+    usual_micro: int = schema.integer(0, MAX_MEMORY_MICRO)  # and of what was usual in the same rounds
+    recent_micro: int = schema.integer(-MICRO, MICRO)  # running mean of the last few, in usual scores / 3
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,11 +35,12 @@ from p2pflock.protocol.messages import (
     Score,
     Scorecard,
     Seat,
+    Trust,
 )
-from p2pflock.protocol.settlement import compute_genesis, settle
+from p2pflock.protocol.settlement import Tables, compute_genesis, settle
 from p2pflock.testing.attackers import Attack, View, densify
 
-Rule = Callable[[Sequence[gate.Candidate], Sequence[gate.Trust]], gate.Outcome]
+Rule = Callable[[Sequence[gate.Candidate], Sequence[Trust]], gate.Outcome]
 DenseRule = Callable[[Sequence[F32]], F32]  # pseudo-gradients in, their aggregate out
 
 
@@ -64,7 +65,7 @@ class Figures:
 
     round: int
     judgements: dict[int, Judgement] = field(default_factory=dict)
-    trust: dict[int, int] = field(default_factory=dict)  # millionths
+    ratios: dict[int, int] = field(default_factory=dict)  # the gate's long memory, millionths
 
 
 class ByzantineSwarm:
@@ -83,6 +84,7 @@ class ByzantineSwarm:
         self.committee = Committee(setup.spec.task_id, 1, 0, bytes(20), seats, 0)
         genesis = self.learners[0].open()
         self.record: RoundRecord = compute_genesis(self.committee, genesis.model_hash, genesis.weights)
+        self.tables = Tables()
         self.round = 0
 
     def step(self) -> Figures:
@@ -94,7 +96,7 @@ class ByzantineSwarm:
         payloads = {seat: payload for seat, payload in made.items() if self._decodes(payload)}
         headers = {seat: self._header(seat, payload) for seat, payload in payloads.items()}
         cards = self._score(seed, headers, payloads)
-        settled = settle(self.committee, self.record, list(headers.values()), cards, rule=self.setup.rule)
+        settled = settle(self.committee, self.tables, list(headers.values()), cards, rule=self.setup.rule)
         judged = dict(zip(sorted(headers), settled.judgements, strict=True))
         weights = dict(zip(sorted(headers), settled.weights, strict=True))
         valid = [seat for seat in sorted(payloads) if judged[seat] is not Judgement.INVALID]
@@ -105,8 +107,9 @@ class ByzantineSwarm:
         self.record = replace(
             self.record, round=self.round, parent=self.record.cid(), trust=settled.trust, model_hash=model_hash
         )
-        trust = {self.committee.seat_of(entry.peer): entry.ema_micro for entry in settled.trust}
-        return Figures(self.round, judged, {seat: ema for seat, ema in trust.items() if seat is not None})
+        self.tables = self.tables.after(settled)
+        ratios = {self.committee.seat_of(entry.peer): gate.compute_ratio(entry) for entry in self.tables.trust}
+        return Figures(self.round, judged, {seat: ratio for seat, ratio in ratios.items() if seat is not None})
 
     def evaluate(self, network: TorchNetwork | None = None) -> Evaluation:
         """On the test set of `network` or the task's."""

@@ -119,7 +119,7 @@ def edit(record, history, field):
         "contributions": (replace(first, weight=first.weight + 1), *record.contributions[1:]),
         "absent": (*record.absent, Absentee(3, 0)),
         "scorecards": record.scorecards[1:],
-        "trust": (*record.trust[:-1], replace(record.trust[-1], ema_micro=1)),
+        "trust": (*record.trust[:-1], replace(record.trust[-1], earned_micro=1)),
         "model_hash": bytes(32),
         "weights": CID.of_raw(b"another"),
         "rewards": (replace(record.rewards[0], cumulative_wei=10**30), *record.rewards[1:]),
@@ -219,7 +219,9 @@ def test_any_bit_with_all_ids_redone(trainer) -> None:
         rounds=2, peers=2, absent=[], trainer=trainer() if trainer else None, snapshots=()
     )
     rng = random.Random(7)
-    for target in history.store.blocks():
+    targets = list(history.store.blocks())
+    unreadable = 0
+    for target in targets:
         data = bytearray(history.store.get(target))
         data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
         blocks, checkpoint = relink(history, target, bytes(data))
@@ -233,8 +235,12 @@ def test_any_bit_with_all_ids_redone(trainer) -> None:
             history, get=get, checkpoint=checkpoint, trainer=trainer() if trainer else None,
             attestation=replace(history.head.attestation, record=_record_of(get, checkpoint, history)),
         )
-        assert report.failed, target
-        assert {"lineage", "integrity"} & set(report.failed), target
+        if report.failed:
+            assert {"lineage", "integrity"} & set(report.failed), target
+        else:  # the bit was in a link, which now names a block that nobody has: nothing fails, and nothing passes
+            unreadable += 1
+            assert verdicts(report)["lineage"] is OPEN, target
+    assert unreadable < len(targets) / 4
 
 
 def _record_of(get, checkpoint: CID, history: History) -> CID:
@@ -268,7 +274,7 @@ def pay_a_stranger(record, _):
 
 
 def trust_more(record, _):
-    return replace(record, trust=tuple(Trust(t.peer, 999) for t in record.trust))
+    return replace(record, trust=tuple(replace(t, earned_micro=999) for t in record.trust))
 
 
 def nobody(record, _):
@@ -465,7 +471,7 @@ def test_genesis_pays_somebody() -> None:
         return replace(pay(record, _), rewards=())
 
     def favour(record, history):
-        return replace(record, trust=(Trust(history.committee.seats[0].peer, 1_000_000),))
+        return replace(record, trust=(Trust(history.committee.seats[0].peer, 1_000_000, 1_000_000, 1_000_000),))
 
     for change in (pay, promise, favour):
         assert forge(0, quorum=True, record=change)[1] == {"participation"}

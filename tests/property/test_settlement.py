@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from p2pflock.primitives.cid import CID
 from p2pflock.protocol.committee import Committee
 from p2pflock.protocol.messages import (
+    MAX_MEMORY_MICRO,
     MICRO,
     ContributionHeader,
     Judgement,
@@ -25,6 +26,7 @@ from p2pflock.protocol.settlement import Tables, compute_rewards_root, settle
 TASK = b"t" * 32
 PARENT = CID.of_dag_cbor(b"parent")
 micro = st.integers(-MICRO, MICRO)
+memory = st.integers(-50 * MICRO, 50 * MICRO)
 
 
 def peer(seat: int) -> bytes:
@@ -64,7 +66,9 @@ def rounds(draw):
     parent = RoundRecord(
         task=TASK, epoch=1, round=0, parent=None, parent_attestation=None, committee=committee.cid(),
         contributions=(), absent=(), scorecards=(),
-        trust=tuple(Trust(peer(i), draw(micro)) for i in range(n) if draw(st.booleans())),
+        trust=tuple(
+            Trust(peer(i), draw(memory), draw(memory.map(abs)), draw(micro)) for i in range(n) if draw(st.booleans())
+        ),
         model_hash=bytes(32), weights=CID.of_raw(b""),
         rewards=tuple(Reward(bytes([a]) * 20, draw(st.integers(1, 10**30))) for a in range(3)),
         rewards_root=bytes(32),
@@ -104,16 +108,18 @@ def test_settlement(round_, random) -> None:
         middle = Fraction(samples[(len(samples) - 1) // 2] + samples[len(samples) // 2], 2)
         assert weights[-1] <= 2 * middle
 
-    # The gate: at most half of the valid ones, and only with negative trust.
-    trust = {entry.peer: entry.ema_micro for entry in table.trust}
+    # The gate: at most half of the valid ones, and only whom some scorecard speaks against, now or before.
     gated = [h for h, j in zip(headers, result.judgements, strict=True) if j is Judgement.GATED]
     assert len(gated) <= len([j for j in result.judgements if j is not Judgement.INVALID]) / 2
-    assert all(trust[h.peer] < 0 for h in gated)
+    assert {h.peer for h in gated} <= {entry.peer for entry in table.trust}
 
-    # Trust: bounded, and untouched for who is not there.
+    # Trust: within what a record can hold, and untouched for who is not there.
     present = {h.peer for h in headers}
-    assert all(-MICRO <= value <= MICRO for value in trust.values())
-    assert all(trust[entry.peer] == entry.ema_micro for entry in parent.trust if entry.peer not in present)
+    for entry in table.trust:
+        assert abs(entry.earned_micro) <= MAX_MEMORY_MICRO
+        assert 0 <= entry.usual_micro <= MAX_MEMORY_MICRO
+        assert abs(entry.recent_micro) <= MICRO
+    assert {entry for entry in parent.trust if entry.peer not in present} <= set(table.trust)
 
 
 @settings(max_examples=100, deadline=None)

@@ -25,8 +25,10 @@ def cards(swarm, headers, cosines, scorers=None):
     return [swarm.card(seat, scored) for seat in (range(len(swarm.keys)) if scorers is None else scorers)]
 
 
-def ema(result, swarm, seat):
-    return {t.peer: t.ema_micro for t in result.trust}.get(swarm.keys[seat].peer)
+def trust(result, swarm, seat):
+    """(earned, usual, recent), or None."""
+    entries = {t.peer: (t.earned_micro, t.usual_micro, t.recent_micro) for t in result.trust}
+    return entries.get(swarm.keys[seat].peer)
 
 
 def test_weighted_median() -> None:
@@ -45,7 +47,7 @@ def test_all_accepted(equal) -> None:
     result = settle(equal.committee, equal.genesis, headers, cards(equal, headers, [100_000] * 4))
     assert set(result.judgements) == {Judgement.ACCEPTED}
     assert result.weights == (900,) * 4
-    assert [t.ema_micro for t in result.trust] == [33_333] * 4  # a tenth of the way to one of three medians
+    assert [trust(result, equal, seat) for seat in range(4)] == [(100_000, 100_000, 166_666)] * 4
     # 800 wei to four trainers, 200 to four validators
     assert {r.cumulative_wei for r in result.rewards} == {250}
 
@@ -54,15 +56,16 @@ def test_the_gate_remembers(equal) -> None:
     """One bad round of an honest peer does not drop it; a liar is out at once and slowly comes back."""
     headers = [equal.header(seat) for seat in range(4)]
     good = replace(
-        equal.genesis, trust=tuple(Trust(k.peer, 300_000) for k in sorted(equal.keys, key=lambda k: k.peer))
+        equal.genesis, trust=tuple(Trust(p, 500_000, 500_000, 300_000) for p in sorted(k.peer for k in equal.keys))
     )
     unlucky = settle(equal.committee, good, headers, cards(equal, headers, [-100_000, 40_000, 60_000, 60_000]))
     assert unlucky.judgements[0] is Judgement.ACCEPTED
-    assert ema(unlucky, equal, 0) == 128_888  # 300,000 and a fifth of the way to -100 / (3 * 60)
+    # 500,000 less a fiftieth, and -100,000; half of 300,000 and of -100 / (3 * 60)
+    assert trust(unlucky, equal, 0) == (390_000, 550_000, -127_778)
     liar = settle(equal.committee, equal.genesis, headers, cards(equal, headers, [-10, 40_000, 60_000, 60_000]))
     assert liar.judgements == (Judgement.GATED, *[Judgement.ACCEPTED] * 3)
     assert liar.weights[0] == 0
-    assert ema(liar, equal, 0) == -14
+    assert trust(liar, equal, 0) == (-10, 50_000, -34)
     address = equal.committee.seats[0].address
     assert {r.address: r.cumulative_wei for r in liar.rewards}[address] == 50  # for its scorecard alone
 
@@ -86,7 +89,7 @@ def test_invalid_needs_more_than_half_of_the_scoring_stake(equal) -> None:
         equal.committee, equal.genesis, headers, [equal.card(1, first), equal.card(2, second), equal.card(3, first)]
     )
     assert most.judgements[0] is Judgement.INVALID
-    assert ema(most, equal, 0) is None  # says nothing about its cosines
+    assert trust(most, equal, 0) is None  # says nothing about its cosines
 
 
 def test_nobody_judges_itself(equal) -> None:
@@ -94,7 +97,7 @@ def test_nobody_judges_itself(equal) -> None:
     own = equal.card(0, dict(zip(headers, [-1_000_000, 1000, 1000], strict=True)))
     other = equal.card(1, dict(zip(headers, [-1000, 1000, 1000], strict=True)))
     result = settle(equal.committee, equal.genesis, headers, [own, other])
-    assert ema(result, equal, 0) == -66_667  # the other's -1000, not its own
+    assert trust(result, equal, 0)[:2] == (-1000, 1000)  # the other's, not its own
 
 
 def test_an_empty_card_earns_nothing(equal) -> None:
@@ -108,12 +111,12 @@ def test_an_empty_card_earns_nothing(equal) -> None:
 
 def test_a_missing_peer_keeps_trust_and_rewards(equal) -> None:
     keys, address = equal.keys[3], equal.committee.seats[3].address
-    parent = replace(equal.genesis, trust=(Trust(keys.peer, -7),), rewards=(Reward(address, 123),))
+    parent = replace(equal.genesis, trust=(Trust(keys.peer, -7, 9, -3),), rewards=(Reward(address, 123),))
     headers = [equal.header(seat) for seat in range(3)]
     result = settle(equal.committee, parent, headers, cards(equal, headers, [1000] * 3, range(3)))
     assert keys.peer not in {entry.peer for entry in result.trust}  # a record says what changed
     table = Tables(parent.trust, parent.rewards).after(result)
-    assert ema(table, equal, 3) == -7
+    assert trust(table, equal, 3) == (-7, 9, -3)
     assert Reward(address, 123) in table.rewards
     assert settlement.compute_rewards_root(equal.genesis.task, table.rewards) == result.rewards_root
 
