@@ -113,6 +113,13 @@ bench-late: $(STAMPS)/data $(STAMPS)/bench ## rules for late contributions and f
 bench-churn: $(STAMPS)/data $(STAMPS)/bench ## 200 simulated rounds with three of ten peers away in each, three seeds; about an hour of one core
 	@$(BIN)/python benchmarks/churn.py --out docs/benchmarks/churn.json
 
+.PHONY: bench-attacks bench-attacks-lm
+bench-attacks: $(STAMPS)/data $(STAMPS)/bench ## Byzantine peers on MNIST: every attack, our gate and three other rules; about 40 minutes of one core
+	@$(BIN)/python benchmarks/attacks.py --out docs/benchmarks/attacks.json --resume
+
+bench-attacks-lm: $(STAMPS)/data $(STAMPS)/bench ## Byzantine peers on Shakespeare: perplexity against clean; about 15 minutes of one core
+	@$(BIN)/python benchmarks/attacks.py --task shakespeare --out docs/benchmarks/attacks_lm.json --resume
+
 .PHONY: bench-quality bench-flower bench-table
 bench-quality: $(STAMPS)/data $(STAMPS)/bench ## loss at equal samples beside dense DiLoCo and one process; about 80 minutes of one core
 	@$(BIN)/python benchmarks/quality.py --out docs/benchmarks/quality.json
