@@ -110,7 +110,7 @@ bench-determinism: setup ## 500 rounds, six unlike peers and seven builds: one m
 bench-late: $(STAMPS)/data $(STAMPS)/bench ## rules for late contributions and for error feedback kept over an absence; about 15 minutes
 	@$(BIN)/python benchmarks/late.py --out docs/benchmarks/late.json
 
-bench-churn: $(STAMPS)/data $(STAMPS)/bench ## 200 simulated rounds with three of ten peers away in each, three seeds; about an hour of one core
+bench-churn: $(STAMPS)/data $(STAMPS)/bench ## 200 simulated rounds with three of ten peers away in each, three seeds, two tasks; about an hour of one core
 	@$(BIN)/python benchmarks/churn.py --out docs/benchmarks/churn.json
 
 .PHONY: bench-attacks bench-attacks-lm
