@@ -27,6 +27,7 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -288,6 +289,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--jobs", type=int, default=2, help="sizes that run side by side")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
     report = Report("scale", packages=("numpy", "trio"))
@@ -296,10 +298,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         loss=LOSS, churn_a_round=CHURN, parameters=PARAMETERS, seed=options.seed, sizes=[],
     )  # fmt: skip
     points: list[dict[str, Any]] = report.facts["sizes"]
-    for peers in options.sizes:
-        points.append(measure(peers, options.rounds, options.seed))
-        print(f"n = {peers}: {points[-1]['wall_seconds']} s of wall time", flush=True)
-        report.save(options.out)
+    with ProcessPoolExecutor(options.jobs) as pool:
+        runs = [pool.submit(measure, peers, options.rounds, options.seed) for peers in sorted(options.sizes, reverse=True)]
+        for run in as_completed(runs):
+            points.append(run.result())
+            print(f"n = {points[-1]['peers']}: {points[-1]['wall_seconds']} s of wall time", flush=True)
+            points.sort(key=lambda point: int(point["peers"]))
+            report.save(options.out)
     if len(points) > 1:
         conclude(report, points, options.out)
     return 0

@@ -111,6 +111,7 @@ class Collection:
         self.is_short = False
         self._headers: dict[int, ContributionHeader] = {}
         self._equivocated: dict[int, tuple[ContributionHeader, ContributionHeader]] = {}
+        self._sorted: dict[int, ContributionHeader] | None = None
         self._payloads: set[CID] = set()
         self._cards: dict[int, Scorecard] = {}
 
@@ -120,11 +121,11 @@ class Collection:
             raise ValueError("header of a stranger must not pass validation")
         known = self._headers.get(seat)
         if known is None:
-            self._headers[seat] = header
+            self._headers[seat], self._sorted = header, None
             return Added.NEW
         if known == header or seat in self._equivocated:
             return Added.DUPLICATE
-        self._equivocated[seat] = (known, header)
+        self._equivocated[seat], self._sorted = (known, header), None
         return Added.EQUIVOCATION
 
     def add_payload(self, payload: CID) -> None:
@@ -154,8 +155,15 @@ class Collection:
 
     @property
     def headers(self) -> dict[int, ContributionHeader]:
-        """Seat -> header of everyone who has not equivocated."""
-        return {s: h for s, h in sorted(self._headers.items()) if s not in self._equivocated}
+        """Seat -> header of everyone who has not equivocated, by seat; asked for at every message."""
+        if self._sorted is None:
+            self._sorted = {s: h for s, h in sorted(self._headers.items()) if s not in self._equivocated}
+        return self._sorted
+
+    @property
+    def out(self) -> frozenset[int]:
+        """Seats that have equivocated: nobody waits for them."""
+        return frozenset(self._equivocated)
 
     @property
     def scorecards(self) -> dict[int, Scorecard]:

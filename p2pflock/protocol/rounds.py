@@ -257,7 +257,7 @@ class Round:
         if self._is_collecting() and self._payloads is not None:
             ready = self.collection.ready()
             expected = self._expected.intersection(self._cohort.members)
-            expected -= {s for s in expected if self._is_out(s)}
+            expected -= self.collection.out
             if self._payloads.is_over(ready, expected, now):
                 self._collected = ready
                 self.collection.is_short = self._payloads.is_short
@@ -289,11 +289,6 @@ class Round:
         waited = (self._expected if self._cohort.is_drawn else self._expected & self._collected) | {self._seat}
         waited = frozenset(seat for seat in waited if seat < len(self._committee.seats))
         return self._seat in scored and self._cards.is_over(scored, waited, now)
-
-    def _is_out(self, seat: int) -> bool:
-        return seat not in self.collection.headers and any(
-            self._committee.index_of(first.peer) == seat for first, _ in self.collection.evidence
-        )
 
     def _finish_training(self) -> tuple[Effect, ...]:
         if not self._is_training or self._is_finishing:
