@@ -232,7 +232,7 @@ class Committee:
 
     size: int = _key(_whole(1, 218), 64)
     epoch_rounds: int = _key(_whole(1, 1_000_000), 1_000_000)
-    cohort: int = _key(_whole(1, 4096), 64)  # contributors of one round, drawn when there are more
+    cohort: int = _key(_whole(1, 512), 64)  # contributors of one round, drawn when there are more
 
 
 _SECTIONS: tuple[tuple[str, type[Any]], ...] = (

@@ -30,7 +30,7 @@ from p2pflock.primitives import peerid
 from p2pflock.processes import Child
 from p2pflock.protocol.collection import Pacing
 from p2pflock.protocol.committee import Committee
-from p2pflock.protocol.messages import CommitteeBlock, Seat
+from p2pflock.protocol.messages import DEFAULT_COHORT, CommitteeBlock, Seat
 from p2pflock.protocol.timeouts import Timeouts
 from p2pflock.storage import durable
 from p2pflock.storage.blocks import DiskStore
@@ -99,11 +99,11 @@ def load_committee(config: PeerConfig, chain: Chain | None) -> Committee:
         if block.task != task:
             raise SpecError(f"{path} is the committee of another task", "pass the committee of this task")
         return Committee.from_block(block)
-    return build_committee(task, EPOCH, chain)
+    return build_committee(task, EPOCH, chain, cohort=config.spec.committee.cohort)
 
 
-def build_committee(task: bytes, epoch: int, chain: Chain) -> Committee:
-    """The committee as the chain has it.  Raises NetworkError when the epoch is not open."""
+def build_committee(task: bytes, epoch: int, chain: Chain, *, cohort: int = DEFAULT_COHORT) -> Committee:
+    """The committee as the chain has it, which knows seats and no trainers; the cohort is the spec's.  Raises NetworkError when the epoch is not open."""
     members = chain.committee(task, epoch)
     if not members:
         raise NetworkError("the task has no committee on this chain yet", "open the epoch first: p2pflock up does")
@@ -115,6 +115,7 @@ def build_committee(task: bytes, epoch: int, chain: Chain) -> Committee:
         anchor=chain.anchor_address,
         seats=tuple(Seat(m.peer, m.address, m.bls_public_key, m.weight) for m in members),
         round_budget_wei=on_chain.reward_wei // on_chain.rounds,
+        cohort=cohort,
     )
 
 

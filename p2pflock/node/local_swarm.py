@@ -30,7 +30,7 @@ from p2pflock.params import FLOCK_WEI, NetworkParams
 from p2pflock.ports import Signer
 from p2pflock.primitives import peerid
 from p2pflock.protocol.committee import Committee
-from p2pflock.protocol.messages import Seat
+from p2pflock.protocol.messages import Seat, Trainer
 from p2pflock.storage import keystore
 
 POLL_SECONDS = 0.2
@@ -145,6 +145,9 @@ class LocalSwarm:
         self._password_file.write_text(secrets.token_urlsafe(24) + "\n")
 
     def _write_static_committee(self) -> None:
+        """The first peers with a stake get the seats; those that are left over are trainers."""
+        wanted, staked = self.spec.committee, [p for p, wei in zip(self.peers, self.stakes, strict=True) if wei]
+        stakes = [wei for wei in self.stakes if wei]
         committee = Committee(
             task=self.spec.task_id,
             epoch=EPOCH,
@@ -152,9 +155,12 @@ class LocalSwarm:
             anchor=bytes(20),
             seats=tuple(
                 Seat(p.signer.peer_id, p.signer.address, p.signer.bls_public_key, stake)
-                for p, stake in zip(self.peers, self.stakes, strict=True)
-                if stake
+                for p, stake in zip(staked[: wanted.size], stakes, strict=False)
             ),
+            trainers=tuple(
+                Trainer(p.signer.peer_id, p.signer.address, p.signer.bls_public_key) for p in staked[wanted.size :]
+            ),
+            cohort=wanted.cohort,
         )
         (self.home / COMMITTEE_FILE).write_bytes(committee.to_block().encode())
 

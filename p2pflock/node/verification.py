@@ -32,6 +32,7 @@ from p2pflock.primitives.cid import CID
 from p2pflock.protocol import provenance
 from p2pflock.protocol.lineage import Get
 from p2pflock.protocol.messages import (
+    DEFAULT_COHORT,
     MAX_PAYLOAD_BYTES,
     Attestation,
     CommitteeBlock,
@@ -182,14 +183,16 @@ def export_car(source: Source, checkpoint: CID, path: Path) -> int:
 
 
 # --- trust ------------------------------------------------------------------------------------------------
-def build_trust(manifest: Manifest | None, chain: Chain | None, committee_file: Path | None) -> Trust:
+def build_trust(
+    manifest: Manifest | None, chain: Chain | None, committee_file: Path | None, *, cohort: int = DEFAULT_COHORT
+) -> Trust:
     """Raises NetworkError when the chain does not answer, UserError for a file that is no committee."""
     if chain is not None:
         if manifest is None:
             return Trust()
         if not chain.committee(manifest.task, EPOCH):
             return Trust(committees=frozenset(), anchors={})  # asked, and the chain knows nobody for this task
-        committee = build_committee(manifest.task, EPOCH, chain)
+        committee = build_committee(manifest.task, EPOCH, chain, cohort=cohort)
         anchors: dict[int, bytes] = {}
         # The round is a stranger's number; anchors are chained, so the first gap is the end.
         for round_ in range(1, manifest.round + 1):
@@ -235,7 +238,7 @@ def verify(
     attestation = source.attestation(manifest.record) if manifest else None
     progress("reading the chain" if chain else "reading blocks")
     try:
-        trust = build_trust(manifest, chain, committee_file)
+        trust = build_trust(manifest, chain, committee_file, cohort=_read_cohort(source, manifest))
         if attestation is None and chain is not None and manifest is not None:
             attestation = read_attestation(chain, manifest.task, manifest.round)
     except ChainUnavailableError as error:
@@ -282,6 +285,14 @@ def _read_manifest(source: Source, checkpoint: CID) -> Manifest:
     if not checkpoint.matches(data):
         raise InvalidMessageError(f"block {checkpoint} does not hash to its id")
     return Manifest.decode(data)
+
+
+def _read_cohort(source: Source, manifest: Manifest | None) -> int:
+    """As the spec says; where it cannot be read, integrity says so."""
+    try:
+        return DEFAULT_COHORT if manifest is None else TaskSpec.decode(source.get(manifest.spec)).committee.cohort
+    except FlockError:
+        return DEFAULT_COHORT
 
 
 # --- the fold, again --------------------------------------------------------------------------------------
