@@ -120,25 +120,32 @@ bench-attacks: $(STAMPS)/data $(STAMPS)/bench ## Byzantine peers on MNIST: every
 bench-attacks-lm: $(STAMPS)/data $(STAMPS)/bench ## Byzantine peers on Shakespeare: perplexity against clean; about 15 minutes of one core
 	@$(BIN)/python benchmarks/attacks.py --task shakespeare --out docs/benchmarks/attacks_lm.json --resume
 
+<<<<<<< HEAD
 .PHONY: bench-scale
 bench-scale: $(STAMPS)/bench ## bytes per peer and decision latency from 64 to 1,000 simulated peers; about 30 minutes of two cores
 	@$(BIN)/python benchmarks/scale.py --out docs/benchmarks/scale.json
 
 .PHONY: bench-quality bench-flower bench-table
+=======
+.PHONY: bench-quality bench-flower bench-p2pfl bench-table
+>>>>>>> 05679a5 (p2pfl beside ours: what it takes to install it, its nodes on the same plan)
 bench-quality: $(STAMPS)/data $(STAMPS)/bench ## loss at equal samples beside dense DiLoCo and one process; about 80 minutes of one core
 	@$(BIN)/python benchmarks/quality.py --out docs/benchmarks/quality.json
 
 bench-flower: $(STAMPS)/data $(STAMPS)/bench $(STAMPS)/flower ## MNIST to 98 % beside Flower's FedAvg: samples, bytes, seconds
 	@$(BIN)/python benchmarks/flower.py --flower build/venvs/flower/bin/python --out docs/benchmarks/flower.json
 
+bench-p2pfl: $(STAMPS)/data $(STAMPS)/bench $(STAMPS)/p2pfl ## the same beside p2pfl's nodes over gRPC
+	@$(BIN)/python benchmarks/p2pfl.py --p2pfl build/venvs/p2pfl/bin/python --out docs/benchmarks/p2pfl.json
+
 bench-table: $(STAMPS)/python ## the table in docs/benchmarks/README.md, from the JSON files
 	@$(BIN)/python benchmarks/table.py
 
-# Flower pins libraries that ours pins otherwise: an environment of its own.
-$(STAMPS)/flower: benchmarks/flower.txt | $(STAMPS)/tools
-	@echo "== Flower, in build/venvs/flower"
-	@test -x build/venvs/flower/bin/python || $(PYTHON) -m venv build/venvs/flower
-	@build/venvs/flower/bin/python -m pip install --quiet -r benchmarks/flower.txt
+# Each pins libraries that ours pins otherwise: environments of their own.
+$(STAMPS)/flower $(STAMPS)/p2pfl: $(STAMPS)/%: benchmarks/%.txt | $(STAMPS)/tools
+	@echo "== $*, in build/venvs/$*"
+	@test -x build/venvs/$*/bin/python || $(PYTHON) -m venv build/venvs/$*
+	@build/venvs/$*/bin/python -m pip install --quiet -r benchmarks/$*.txt
 	@mkdir -p $(STAMPS) && touch $@
 
 .PHONY: clean

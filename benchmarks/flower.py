@@ -20,7 +20,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,8 @@ class Settings:
 
 
 CHOSEN = {"ours": Settings("adamw", "0.002", 60), "flower": Settings("sgd", "0.1", 0)}
-LABELS = {"ours": "p2pflock", "flower": "Flower FedAvg"}
+LABELS = {"ours": "p2pflock", "flower": "Flower FedAvg", "p2pfl": "p2pfl"}
+APPS = {"flower": "flower_app.py", "p2pfl": "p2pfl_app.py"}
 
 
 def build_spec(settings: Settings, rounds: int, seed: int) -> TaskSpec:
@@ -87,33 +88,35 @@ def run_ours(plan: Plan) -> list[dict[str, float]]:
     return rows
 
 
-def run_flower(plan: Plan, python: str) -> list[dict[str, float]]:
-    """Raises MissingToolError when its process fails."""
-    path = PLANS / f"plan-{plan.spec.task.seed}.json"
+def run_elsewhere(plan: Plan, python: str, script: str) -> list[dict[str, float]]:
+    """Run `script` of this folder on the plan, by the Python of another environment.
+
+    Raises MissingToolError when its process fails.
+    """
+    name = script.removesuffix("_app.py")
+    path = PLANS / f"{name}-{plan.spec.task.seed}.json"
     plan.write(path)
     done = subprocess.run(
-        [python, str(Path(__file__).with_name("flower_app.py")), str(path)],
+        [python, str(Path(__file__).with_name(script)), str(path)],
         stdout=subprocess.PIPE,
         text=True,
         check=False,
         env={**os.environ, "FLWR_TELEMETRY_ENABLED": "0"},
     )
-    if done.returncode:
-        raise MissingToolError("Flower's process failed", "run make bench-flower, which sets up its environment")
+    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    if done.returncode or not rows:
+        raise MissingToolError(f"{script} failed in {python}", f"run make bench-{name}, which sets up its environment")
     batch = plan.spec.local.batch_size
     per_round = sum((plan.local_steps or max(1, len(part) // batch)) * batch for part in plan.parts)
-    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    seconds = 0.0
     for row in rows:
-        seconds += row["seconds"]
-        row.update(samples=row.pop("round") * per_round, seconds=seconds)
+        row["samples"] = row.pop("round") * per_round
     return rows
 
 
 def run(system: str, settings: Settings, seed: int, rounds: int, python: str) -> list[dict[str, float]]:
     spec = build_spec(settings, rounds, seed)
     plan = Plan(spec, draw_parts(PEERS, ALPHA, seed), rounds, settings.local_steps, GOAL)
-    rows = run_ours(plan) if system == "ours" else run_flower(plan, python)
+    rows = run_ours(plan) if system == "ours" else run_elsewhere(plan, python, APPS[system])
     last, mark = rows[-1], "" if rows[-1]["accuracy"] >= GOAL else "  NOT REACHED"
     print(
         f"{LABELS[system]:14} seed {seed}: {len(rows):3} rounds, {last['accuracy']:.2%}, {last['samples']:9,.0f} samples, "
@@ -149,7 +152,10 @@ def tune(seeds: Sequence[int], rounds: int, python: str) -> None:
             run("ours", settings, seed, rounds, python)
 
 
-def judge(report: Report, rows: dict[str, dict[int, list[dict[str, float]]]]) -> None:
+Rows = dict[str, dict[int, list[dict[str, float]]]]  # system -> seed -> one row per round
+
+
+def judge(report: Report, rows: Rows) -> None:
     reached = [rows[system][seed][-1]["accuracy"] >= GOAL for system in rows for seed in rows[system]]
     report.judge("share of runs that reach 98 %", statistics.fmean(reached), 1.0, at_least=True)
     ratios = {
@@ -177,7 +183,7 @@ def main(arguments: Sequence[str]) -> int:
     if options.tune:
         tune(options.seeds, options.rounds, options.flower)
         return 0
-    rows: dict[str, dict[int, list[dict[str, float]]]] = {
+    rows: Rows = {
         system: {seed: run(system, settings, seed, options.rounds, options.flower) for seed in options.seeds}
         for system, settings in CHOSEN.items()
     }
@@ -204,7 +210,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _describe() -> dict[str, Any]:
-    return {LABELS[system]: vars(settings) for system, settings in CHOSEN.items()}
+    return {LABELS[system]: asdict(settings) for system, settings in CHOSEN.items()}
 
 
 if __name__ == "__main__":

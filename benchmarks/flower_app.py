@@ -133,7 +133,7 @@ def main(path: str) -> int:
     peers = open_peers(plan)
     grid = Clients({number: build_client(plan, peer) for number, peer in enumerate(peers, 2)})
     network = peers[0].network
-    state = {"at": time.perf_counter(), "clients": 0.0, "samples": 0}
+    state = {"at": time.perf_counter(), "clients": 0.0, "seconds": 0.0}
 
     def evaluate(round_: int, arrays: ArrayRecord) -> MetricRecord | None:
         elapsed = time.perf_counter() - state["at"]
@@ -141,8 +141,8 @@ def main(path: str) -> int:
             clients = grid.client_seconds - state["clients"]
             accuracy = compute_accuracy(network, from_record(network.layout, arrays))
             # Every client has a core of its own; the server's work comes on top.
-            seconds = elapsed - clients + clients / len(plan.parts)
-            row = {"round": round_, "accuracy": accuracy, "bytes": grid.sent_bytes, "seconds": seconds}
+            state["seconds"] += elapsed - clients + clients / len(plan.parts)
+            row = {"round": round_, "accuracy": accuracy, "bytes": grid.sent_bytes, "seconds": state["seconds"]}
             print(json.dumps(row), flush=True)
             if accuracy >= plan.goal:
                 raise GoalReachedError

@@ -44,7 +44,8 @@ class Settings:
     """What is tuned.  Codec and fold count for ours alone, the outer optimizer for DiLoCo alone."""
 
     lr: str
-    k: int = 128
+    momentum: str = "0.9"  # beta1 of the inner AdamW
+    k: int = 256
     k_start: int = 1024
     start_rounds: int = 5
     beta: str = "0.95"
@@ -70,6 +71,7 @@ def build_spec(settings: Settings, rounds: int, steps: int, seed: int, model: di
             steps=steps,
             batch_size=12,
             lr=Decimal(settings.lr),
+            momentum=Decimal(settings.momentum),
             beta2=Decimal("0.99"),
             weight_decay=Decimal("0.1"),
             warmup_steps=100,

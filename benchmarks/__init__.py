@@ -1,0 +1,1 @@
+"""Commands that measure; each prints its ratios and writes JSON and plots into docs/benchmarks."""
