@@ -120,15 +120,11 @@ bench-attacks: $(STAMPS)/data $(STAMPS)/bench ## Byzantine peers on MNIST: every
 bench-attacks-lm: $(STAMPS)/data $(STAMPS)/bench ## Byzantine peers on Shakespeare: perplexity against clean; about 15 minutes of one core
 	@$(BIN)/python benchmarks/attacks.py --task shakespeare --out docs/benchmarks/attacks_lm.json --resume
 
-<<<<<<< HEAD
 .PHONY: bench-scale
 bench-scale: $(STAMPS)/bench ## bytes per peer and decision latency from 64 to 1,000 simulated peers; about 30 minutes of two cores
 	@$(BIN)/python benchmarks/scale.py --out docs/benchmarks/scale.json
 
-.PHONY: bench-quality bench-flower bench-table
-=======
 .PHONY: bench-quality bench-flower bench-p2pfl bench-table
->>>>>>> 05679a5 (p2pfl beside ours: what it takes to install it, its nodes on the same plan)
 bench-quality: $(STAMPS)/data $(STAMPS)/bench ## loss at equal samples beside dense DiLoCo and one process; about 80 minutes of one core
 	@$(BIN)/python benchmarks/quality.py --out docs/benchmarks/quality.json
 
