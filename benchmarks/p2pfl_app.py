@@ -25,6 +25,7 @@ import torch
 from p2pfl.settings import Settings
 
 Settings.general.DISABLE_RAY = True  # before anything that would start it
+Settings.general.LOG_DIR = "build/p2pfl-logs"
 
 from p2pfl.communication.protocols.protobuff.grpc.client import GrpcClient
 from p2pfl.learning.aggregators.fedavg import FedAvg

@@ -56,7 +56,38 @@ class Settings:
 
 
 LABELS = {"ours": "p2pflock", "diloco": "dense DiLoCo", "alone": "one process, eightfold batch"}
-CHOSEN = {"ours": Settings("0.003"), "diloco": Settings("0.001"), "alone": Settings("0.003")}
+CHOSEN = {
+    "ours": Settings("0.006", momentum="0.6"),
+    "diloco": Settings("0.006", outer_lr=1.0, outer_momentum=0.0),
+    "alone": Settings("0.008"),
+}
+
+
+# What --tune tries on the small model.
+CANDIDATES = {
+    "ours": [
+        Settings("0.006"),
+        Settings("0.012"),
+        Settings("0.012", momentum="0.95"),
+        Settings("0.012", momentum="0.6"),
+        Settings("0.024", momentum="0.6"),
+        Settings("0.012", momentum="0"),
+        Settings("0.012", k=128),
+        Settings("0.012", k=512),
+        Settings("0.006", k=128, floor_divisor=2),
+        Settings("0.003", k=128, gain="1.5"),
+    ],
+    "diloco": [
+        Settings("0.001"),
+        Settings("0.003"),
+        Settings("0.003", outer_momentum=0.6),
+        Settings("0.006", outer_lr=1.0, outer_momentum=0.5),
+        Settings("0.006", outer_lr=1.0, outer_momentum=0.0),
+        Settings("0.012", outer_lr=1.0, outer_momentum=0.0),
+        Settings("0.012", momentum="0.6", outer_lr=1.0, outer_momentum=0.0),
+    ],
+    "alone": [Settings("0.003"), Settings("0.008"), Settings("0.016"), Settings("0.032")],
+}
 
 
 def build_spec(settings: Settings, rounds: int, steps: int, seed: int, model: dict[str, Any]) -> TaskSpec:
@@ -136,6 +167,16 @@ def measure(rounds: int, steps: int, seeds: Sequence[int]) -> dict[str, dict[int
     return rows
 
 
+def tune(rounds: int, steps: int, seed: int = 1) -> None:
+    """Prints the last loss of every candidate on the small model."""
+    network = None
+    for method, candidates in CANDIDATES.items():
+        for settings in candidates:
+            spec = build_spec(settings, rounds, steps, seed, SMALL)
+            network = network or TorchNetwork(spec)
+            print(f"{run(method, settings, spec, network)['losses'][-1]:.4f}  {method}: {settings}", flush=True)
+
+
 def _over_seeds(rows: dict[int, dict[str, Any]], reference: dict[int, dict[str, Any]] | None = None) -> list[dict[str, float]]:
     """Round by round: the spread of the loss, or of its excess over a reference's, in per cent."""
     columns = []
@@ -191,11 +232,15 @@ def _curve(label: str, values: Sequence[dict[str, float]]) -> Curve:
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="benchmarks/quality.py", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--rounds", type=int, default=68)
+    parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--steps", type=int, default=15, help="H: steps of a peer in a round")
+    parser.add_argument("--tune", action="store_true", help="print what candidates reach on a smaller model")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
+    if options.tune:
+        tune(options.rounds, options.steps)
+        return 0
     rows = measure(options.rounds, options.steps, options.seeds)
     report = Report("quality")
     gaps = judge(report, rows)
