@@ -52,7 +52,24 @@ class Settings:
     gain: str = "1"
 
 
-CHOSEN = {"ours": Settings("adamw", "0.002", 60), "flower": Settings("sgd", "0.1", 0)}
+CHOSEN = {"ours": Settings("adamw", "0.002", 80, start_rounds=0), "flower": Settings("adamw", "0.002", 0)}
+# What --tune tries.
+CANDIDATES = {
+    "flower": [
+        Settings("sgd", "0.1", 0),
+        Settings("sgd", "0.1", 60),
+        Settings("adamw", "0.002", 60),
+        Settings("adamw", "0.002", 0),
+        Settings("adamw", "0.004", 0),
+    ],
+    "ours": [
+        Settings("adamw", "0.002", 60),
+        *(Settings("adamw", "0.002", steps, start_rounds=0) for steps in (30, 60, 80, 120)),
+        Settings("adamw", "0.004", 60, start_rounds=0),
+        Settings("adamw", "0.003", 60, k=64, start_rounds=0),
+        Settings("adamw", "0.003", 60, start_rounds=0, gain="1.5"),
+    ],
+}
 LABELS = {"ours": "p2pflock", "flower": "Flower FedAvg", "p2pfl": "p2pfl"}
 APPS = {"flower": "flower_app.py", "p2pfl": "p2pfl_app.py"}
 
@@ -128,28 +145,11 @@ def run(system: str, settings: Settings, seed: int, rounds: int, python: str) ->
 
 def tune(seeds: Sequence[int], rounds: int, python: str) -> None:
     """Prints what each candidate needs; CHOSEN is then the best of them."""
-    for settings in (
-        Settings("sgd", "0.1", 0),
-        Settings("sgd", "0.05", 0),
-        Settings("sgd", "0.1", 60),
-        Settings("adamw", "0.002", 0),
-        Settings("adamw", "0.004", 60),
-    ):
-        print(settings)
-        for seed in seeds:
-            run("flower", settings, seed, rounds, python)
-    for settings in (
-        Settings("adamw", "0.002", 60),
-        Settings("adamw", "0.002", 60, start_rounds=0),
-        Settings("adamw", "0.002", 60, k_start=256, start_rounds=3),
-        Settings("adamw", "0.004", 60, start_rounds=0),
-        Settings("adamw", "0.002", 30, start_rounds=0),
-        Settings("adamw", "0.002", 60, k=256, start_rounds=0),
-        Settings("sgd", "0.1", 60, start_rounds=0),
-    ):
-        print(settings)
-        for seed in seeds:
-            run("ours", settings, seed, rounds, python)
+    for system, candidates in CANDIDATES.items():
+        for settings in candidates:
+            print(settings)
+            for seed in seeds:
+                run(system, settings, seed, rounds, python)
 
 
 Rows = dict[str, dict[int, list[dict[str, float]]]]  # system -> seed -> one row per round
