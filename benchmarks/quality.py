@@ -131,7 +131,8 @@ def validate(network: Network, weights: F32) -> float:
 
 def run(method: str, settings: Settings, spec: TaskSpec, network: Network) -> dict[str, Any]:
     """Rows of one method and seed, from build/ if it has been run before."""
-    key = hashlib.sha256(spec.encode() + json.dumps(asdict(settings)).encode()).hexdigest()[:16]
+    what = [asdict(settings), spec.task.rounds, spec.local.steps, sorted(spec.model.arguments.items())]
+    key = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
     path = KEPT / f"{method}-{spec.task.seed}-{key}.json"
     if path.exists():
         kept: dict[str, Any] = json.loads(path.read_text())
