@@ -132,7 +132,7 @@ bench-flower: $(STAMPS)/data $(STAMPS)/bench $(STAMPS)/flower ## MNIST to 98 % b
 	@$(BIN)/python benchmarks/flower.py --flower build/venvs/flower/bin/python --out docs/benchmarks/flower.json
 
 bench-p2pfl: $(STAMPS)/data $(STAMPS)/bench $(STAMPS)/p2pfl ## the same beside p2pfl's nodes over gRPC
-	@$(BIN)/python benchmarks/p2pfl.py --p2pfl build/venvs/p2pfl/bin/python --out docs/benchmarks/p2pfl.json
+	@$(BIN)/python benchmarks/with_p2pfl.py --p2pfl build/venvs/p2pfl/bin/python --out docs/benchmarks/p2pfl.json
 
 bench-table: $(STAMPS)/python ## the table in docs/benchmarks/README.md, from the JSON files
 	@$(BIN)/python benchmarks/table.py

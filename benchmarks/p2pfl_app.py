@@ -1,4 +1,4 @@
-"""p2pfl's side of benchmarks/flower.py, run by the Python of p2pfl's own environment: its nodes on a given plan.
+"""p2pfl's side of benchmarks/with_p2pfl.py, run by the Python of p2pfl's own environment: its nodes on a given plan.
 
 Law: p2pfl's own nodes, gossip, aggregation and gRPC on loopback, all nodes in one process, everyone connected to
 everyone and in the training set of every round.  Counted are the bytes of every protobuf message that a node sends.

@@ -4,7 +4,7 @@ Law: as there, but p2pfl's nodes are real ones: gRPC on loopback, its own gossip
 process (p2pfl_app.py).  Its bytes are those of all protobuf messages that its nodes send; its seconds are of the
 wall clock, with its waiting and with eight nodes on one core, so they are stated and not judged.
 
-    python benchmarks/p2pfl.py --p2pfl PYTHON [--seeds 1] [--out FILE]
+    python benchmarks/with_p2pfl.py --p2pfl PYTHON [--seeds 1] [--out FILE]
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from benchmarks.report import Report, spread
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="benchmarks/p2pfl.py", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(prog="benchmarks/with_p2pfl.py", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--p2pfl", default="build/venvs/p2pfl/bin/python", help="Python of p2pfl's environment")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     parser.add_argument("--rounds", type=int, default=40, help="at most")
