@@ -32,6 +32,7 @@ from p2pfl.learning.aggregators.fedavg import FedAvg
 from p2pfl.learning.frameworks import Framework
 from p2pfl.learning.frameworks.learner import Learner
 from p2pfl.learning.frameworks.p2pfl_model import P2PFLModel
+from p2pfl.management.logger import logger
 from p2pfl.node import Node
 from p2pfl.utils.utils import set_standalone_settings, wait_convergence
 
@@ -98,7 +99,7 @@ class PartLearner(Learner):
             self.report(self.round, weights)
         self.round += 1
         samples = network.size("train")
-        optimizer = build_optimizer(local, weights.size)
+        optimizer = build_optimizer(local, network.layout, network.hidden)
         steps = plan.local_steps or max(1, samples // local.batch_size)
         seed = plan.compute_seed(self.round)
         for batch in shards.compute_batches(seed, self.round, 0, 1, samples, steps, local.batch_size):
@@ -130,6 +131,7 @@ class Part:
 def main(path: str) -> int:
     torch.set_num_threads(1)
     set_standalone_settings()
+    logger.set_level("ERROR")
     plan = Plan.read(path)
     peers = open_peers(plan)
     counter, done = Counter(), threading.Event()
