@@ -124,6 +124,16 @@ bench-attacks-lm: $(STAMPS)/data $(STAMPS)/bench ## Byzantine peers on Shakespea
 bench-scale: $(STAMPS)/bench ## bytes per peer and decision latency from 64 to 1,000 simulated peers; about 30 minutes of two cores
 	@$(BIN)/python benchmarks/scale.py --out docs/benchmarks/scale.json
 
+.PHONY: bench-exchange bench-bytes bench-utilisation
+bench-exchange: setup ## one exchange of 10 million parameters among 8 processes, beside hivemind's averager
+	@$(BIN)/python benchmarks/exchange.py --out docs/benchmarks/exchange.json
+
+bench-bytes: setup ## every byte of a round of 8 peers, counted per packet (root: network namespaces)
+	@$(BIN)/python benchmarks/bytes.py --out docs/benchmarks/bytes.json
+
+bench-utilisation: setup ## time in local steps at 50 Mb/s and 100 ms, beside hivemind's averager (root)
+	@$(BIN)/python benchmarks/utilisation.py --out docs/benchmarks/utilisation.json
+
 .PHONY: bench-quality bench-flower bench-p2pfl bench-table
 bench-quality: $(STAMPS)/data $(STAMPS)/bench ## loss at equal samples beside dense DiLoCo and one process; about 80 minutes of one core
 	@$(BIN)/python benchmarks/quality.py --out docs/benchmarks/quality.json

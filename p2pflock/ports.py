@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from p2pflock.primitives.cid import CID
@@ -144,6 +144,11 @@ class Host(Gossip, Requests, Protocol):
 
     def connected_peers(self) -> frozenset[bytes]: ...
 
+    def note_neighbours(self, peer: bytes, neighbours: frozenset[bytes]) -> None:
+        """`peer` says that it is connected with these: what they publish they send it themselves, so we need not
+        pass it on to it.  Replaces what it said before."""
+        ...
+
     def traffic(self) -> Traffic: ...
 
 
@@ -234,6 +239,7 @@ class TrainResult:
     loss_micro: int  # mean training loss, in millionths
     leaf_root: bytes  # 32 bytes, Merkle root over weight hashes every J steps
     optimizer_hash: bytes  # 32 bytes, sha256 of the inner optimizer state
+    step_micros: int = field(default=0, compare=False)  # time in local steps alone, in 1e-6 s; 0: not known
 
 
 @dataclass(frozen=True, slots=True)

@@ -256,7 +256,8 @@ class _Session:
         self.round_key = round_key
 
     async def send_hello(self) -> None:
-        self._wanted = self._owner.pool.wanted(self.round_key)
+        # What another session brings already is not asked for twice.
+        self._wanted = self._owner.pool.unclaimed(self.round_key, asyncio.get_running_loop().time())
         wants = [cid.to_bytes() for cid in self._wanted]
         await self._send(HELLO, wire.pack([VERSION, self.round_key, self._owner.draw_serial(), wants]))
 
@@ -272,6 +273,9 @@ class _Session:
             if is_initiator:
                 await self._send(DONE)
 
+        # What the partner knows of and does not lack it has.
+        pool, coming = self._owner.pool, self._wanted.keys() - set(wants)
+        pool.claim(self.round_key, coming, asyncio.get_running_loop().time())
         sending, receiving = asyncio.ensure_future(send()), asyncio.ensure_future(self._receive_payloads())
         try:
             await asyncio.wait({sending, receiving}, return_when=asyncio.FIRST_EXCEPTION)
@@ -283,6 +287,7 @@ class _Session:
                 await self._send(DONE)
             return receiving.result()
         finally:
+            pool.release(self.round_key, coming)
             sending.cancel()
             receiving.cancel()
             await asyncio.gather(sending, receiving, return_exceptions=True)

@@ -10,7 +10,7 @@ the lie was heard first.  The id alone says what the bytes are; a size is only a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass, field
 
 from p2pflock.errors import InvalidMessageError, LocalProtocolError
@@ -22,13 +22,24 @@ MAX_ROUNDS = 16
 MAX_PAYLOADS_PER_ROUND = 1024
 MAX_TOTAL_BYTES = 4 << 30
 
+# A payload that somebody is about to send is not asked of another: so long, and this many times at most.
+CLAIM_SECONDS = 5.0
+MAX_CLAIMS = 2
+
 Arrived = Callable[[bytes, CID], None]
+
+
+@dataclass(slots=True)
+class _Claim:
+    until: float = 0.0
+    times: int = 0
 
 
 @dataclass(slots=True)
 class _Round:
     expected: dict[CID, int] = field(default_factory=dict)
     held: dict[CID, bytes] = field(default_factory=dict)
+    claims: dict[CID, _Claim] = field(default_factory=dict)
 
 
 class PayloadPool:
@@ -88,6 +99,37 @@ class PayloadPool:
         if round_ is None:
             return {}
         return {cid: size for cid, size in round_.expected.items() if cid not in round_.held}
+
+    # --- who sends what -------------------------------------------------------------------------------
+    def unclaimed(self, round_key: bytes, now: float) -> dict[CID, int]:
+        """`wanted`, without what a session that began lately brings already: two partners would send the same."""
+        round_ = self._rounds.get(round_key)
+        claims = {} if round_ is None else round_.claims
+        return {
+            cid: size
+            for cid, size in self.wanted(round_key).items()
+            if cid not in claims or claims[cid].until <= now
+        }
+
+    def claim(self, round_key: bytes, cids: Set[CID], now: float) -> None:
+        """A partner has these and is about to send them.
+
+        Attack: partners that promise everything and send nothing.  A claim ends by itself, and a payload can be
+        claimed a few times only; from then on it is asked of everybody."""
+        round_ = self._rounds.get(round_key)
+        if round_ is None:
+            return
+        for cid in round_.expected.keys() & cids:
+            claim = round_.claims.setdefault(cid, _Claim())
+            if claim.times < MAX_CLAIMS:
+                claim.times, claim.until = claim.times + 1, now + CLAIM_SECONDS
+
+    def release(self, round_key: bytes, cids: Set[CID]) -> None:
+        """The session that claimed these is over."""
+        round_ = self._rounds.get(round_key)
+        claims = {} if round_ is None else round_.claims
+        for cid in claims.keys() & cids:
+            claims[cid].until = 0.0
 
     def find(self, round_key: bytes, cid: CID) -> bytes | None:
         round_ = self._rounds.get(round_key)

@@ -5,9 +5,10 @@ the simulations exercise is what ships.  It reads no clock and no network; the o
 own state.  The checkpoint changes in `adopt` and `load` alone.  `train` is a generator that a caller may drop
 between two steps: nothing has happened then.
 
-Trainer-local state is the inner optimizer and the error feedback.  It is saved before a result is returned,
-together with what it was before, so that training the same round again, say after a crash, gives the same
-payload and not a second one for the same slot.
+Trainer-local state is the inner optimizer and the error feedback.  It is saved together with what it was before,
+so that training the same round again, say after a crash, gives the same payload and not a second one for the same
+slot.  It is saved before a result is returned, or, where it is large, soon after: a crash in between repeats the
+round's payload, or, once the node has published that, costs what one round's error feedback is worth.
 """
 
 from __future__ import annotations

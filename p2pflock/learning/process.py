@@ -78,6 +78,7 @@ class _Service:
         total, reported = params["steps"] or self._spec.local.steps, 0.0
         steps = self._learner.train(params["round"], params["shard"], params["shards"], params["seed"], total)
         is_last: bool | None = None  # what a generator that has not begun takes
+        first = ended = 0.0  # when the first and the last step ended
         while True:
             if token.cancelled:
                 steps.close()
@@ -86,7 +87,12 @@ class _Service:
                 step, loss = steps.send(is_last)
             except StopIteration as done:
                 result = done.value
-                return {name: getattr(result, name) for name in result.__slots__}
+                fields = {name: getattr(result, name) for name in result.__slots__}
+                # What comes before the first step is not known apart from it, so that one counts like the others.
+                share = result.steps / (result.steps - 1) if result.steps > 1 else 0.0
+                return {**fields, "step_micros": int(1e6 * (ended - first) * share)}
+            ended = time.monotonic()
+            first = first or ended
             is_last = token.hurried
             if step == total or is_last or time.monotonic() - reported >= PROGRESS_SECONDS:
                 reported = time.monotonic()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from p2pflock.errors import DiskFullError, InvalidMessageError, MissingToolError
 from p2pflock.primitives import wire
 
 KIND = "p2pflock/trainer-state/1"
+WRITE_BEHIND_BYTES = 4 << 20  # of one vector
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,8 @@ class StateFile:
         self._task = task_id
         self._feedback_bytes = 4 * parameters
         self._max_bytes = 6 * self._feedback_bytes + 4096
+        self._writer: ThreadPoolExecutor | None = None
+        self._writing: Future[None] | None = None
 
     def read(self) -> LocalState | None:
         """The state of this task, or None where there is no usable one."""
@@ -67,7 +71,21 @@ class StateFile:
         return len(feedback) == self._feedback_bytes and bool(np.isfinite(np.frombuffer(feedback, "<f4")).all())
 
     def write(self, state: LocalState) -> None:
-        """Raises DiskFullError, MissingToolError."""
+        """Raises DiskFullError, MissingToolError, of a large state at the next call.
+
+        At ten million parameters a write is a quarter of a gigabyte.  A round must not wait for the disk, so it
+        happens while the caller goes on."""
+        if self._writing is not None:
+            self._writing.result()
+            self._writing = None
+        if self._feedback_bytes < WRITE_BEHIND_BYTES:
+            self._write(state)
+            return
+        if self._writer is None:
+            self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="trainer-state")
+        self._writing = self._writer.submit(self._write, state)
+
+    def _write(self, state: LocalState) -> None:
         body = wire.pack(
             [
                 KIND,
@@ -83,7 +101,8 @@ class StateFile:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with staged.open("wb") as file:
-                file.write(hashlib.sha256(body).digest() + body)
+                file.write(hashlib.sha256(body).digest())
+                file.write(body)
                 file.flush()
                 os.fsync(file.fileno())
             staged.replace(self._path)

@@ -282,6 +282,9 @@ class Libp2pHost:
             if any(not connection.is_closed for connection in connections)
         )
 
+    def note_neighbours(self, peer: bytes, neighbours: frozenset[bytes]) -> None:
+        self._router.note_neighbours(ID(peer), neighbours)
+
     def _is_connected(self, peer: bytes) -> bool:
         return any(not connection.is_closed for connection in self._swarm.get_connections(ID(peer)))
 

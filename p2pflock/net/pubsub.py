@@ -7,6 +7,9 @@ is cut off for it is decided in reputation.py and done in host.py.
 
 An author sends to every subscriber it is connected with (flood publishing, gossipsub v1.1), so a message
 needs no mesh for its first hop; a subscriber that connects within the message cache's window gets it too.
+For the same reason a message is not passed on to a peer that told us that it is connected with the author: in a
+swarm where everybody knows everybody a message travels once to each, not once per mesh link.  Whoever says so of
+itself falsely misses messages, nobody else does.
 
 Sources: libp2p specs/pubsub/gossipsub v1.0, v1.1.
 """
@@ -14,7 +17,7 @@ Sources: libp2p specs/pubsub/gossipsub v1.0, v1.1.
 from __future__ import annotations
 
 import hashlib
-from collections import Counter, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -51,6 +54,7 @@ SEEN_SECONDS = 120.0  # a message id is remembered this long (libp2p's default)
 SEEN_MESSAGES = 1 << 16
 REPEATS = 4096
 IDS_PER_CONTROL = 64  # of IHAVE and IWANT
+NEIGHBOURHOODS = 1024  # peers whose connections we were told of
 
 _REPLAY_SECONDS = 5.0  # longer than the message cache's window of three heartbeats
 _MALFORMED_WEIGHT = 5.0  # no honest implementation does it; five in a row earn a ban
@@ -139,6 +143,18 @@ class Router(GossipSub):
         )
         self.scorer = None  # its signs are inverted and it punishes shared addresses: see reputation.py
         self._counters = counters
+        self._neighbours: OrderedDict[ID, frozenset[bytes]] = OrderedDict()
+
+    def note_neighbours(self, peer: ID, neighbours: frozenset[bytes]) -> None:
+        """See ports.Host."""
+        self._neighbours[peer] = neighbours
+        self._neighbours.move_to_end(peer)
+        if len(self._neighbours) > NEIGHBOURHOODS:
+            self._neighbours.popitem(last=False)
+
+    def remove_peer(self, peer_id: ID) -> None:
+        self._neighbours.pop(peer_id, None)
+        super().remove_peer(peer_id)
 
     async def publish(self, msg_forwarder: ID, pubsub_msg: Any) -> None:
         """Send an accepted message on.  Defect: the original keeps a timestamp per message for ever, queues
@@ -153,7 +169,9 @@ class Router(GossipSub):
         self, topic_ids: Iterable[str], msg_forwarder: ID, origin: ID, msg_id: bytes | None = None
     ) -> Iterable[ID]:
         if self.pubsub is None or origin != self.pubsub.my_id:
-            return list(super()._get_peers_to_send(topic_ids, msg_forwarder, origin, msg_id))
+            onward = super()._get_peers_to_send(topic_ids, msg_forwarder, origin, msg_id)
+            author = origin.to_bytes()
+            return [peer for peer in onward if author not in self._neighbours.get(peer, ())]
         subscribers = (self.pubsub.peer_topics.get(topic, set()) for topic in topic_ids)
         return set().union(*subscribers) - {origin}
 
@@ -195,6 +213,18 @@ class Router(GossipSub):
             await self.handle_graft(graft, sender_peer_id)
         for prune in rpc.control.prune:
             await self.handle_prune(prune, sender_peer_id)
+
+    def gossip_heartbeat(self) -> Any:
+        """What others may have missed is announced to them, unless its author sends it to them itself."""
+        announced = super().gossip_heartbeat()
+        for peer, topics in announced.items():
+            authors = self._neighbours.get(peer, frozenset())
+            for topic, ids in list(topics.items()):
+                # An id is its author's 38 bytes and a sequence number.
+                topics[topic] = [id_ for id_ in ids if id_[: peerid.SIZE_BYTES] not in authors]
+                if not topics[topic]:
+                    del topics[topic]
+        return {peer: topics for peer, topics in announced.items() if topics}
 
     async def heartbeat(self) -> None:
         """The mesh keeps itself.  Defect: one exception in here stops the host for good."""

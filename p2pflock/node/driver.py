@@ -46,7 +46,10 @@ from p2pflock.protocol.timeouts import Timeouts
 Message = ContributionHeader | Scorecard | Proposal | Vote
 
 TICK_SECONDS = 0.25
-RESEND_SECONDS = 2.0
+RESEND_SECONDS = 2.0  # after a message was first sent; then thrice as long each time, up to ...
+RARELY_SECONDS = 30.0
+RESEND_GROWTH = 3.0
+OTHERS_SECONDS = 8.0  # others' messages are sent again after this long: usually they arrived
 SWAP_SECONDS = 15.0
 SWAP_PATIENCE_SECONDS = 1.0  # then the next partner is met beside the slow one
 SWAPS_AT_ONCE = 8
@@ -118,7 +121,7 @@ class RoundDriver:
         self._started = self._header_at = self._payload_at = context.now
         self._collected_at = math.inf
         self._nursery: trio.Nursery | None = None
-        self._has_brought = False  # the last swap, something we lacked
+        self._wanted = trio.lowlevel.ParkingLot()  # the swap loop, while no payload is missing
         self._wake = math.inf
         self._tick = 0.0  # when time is to be looked at, whatever comes in
 
@@ -265,6 +268,7 @@ class RoundDriver:
     async def _expect(self, header: ContributionHeader) -> None:
         try:
             await self._context.swarm.expect(self._key, header.payload, header.payload_bytes)
+            self._wanted.unpark_all()
         except RemoteProtocolError as error:  # more than we have room for
             self._context.events.emit("dropped", what="contribution", reason=str(error))
 
@@ -290,6 +294,7 @@ class RoundDriver:
                 steps=result.steps,
                 samples=result.samples,
                 loss_micro=result.loss_micro,
+                train_seconds=result.step_micros / 1e6,
             )
             await self._contribute(header, result.payload)
 
@@ -514,13 +519,31 @@ class RoundDriver:
 
     # --- spreading ---
     async def _resend_loop(self) -> None:
-        # Gossip loses little; what all resend at once must not outweigh what they had to say.
-        pause = RESEND_SECONDS * max(1.0, len(self._context.committee.seats) / SMALL_COMMITTEE)
+        """Each message again and again, at growing distances: gossip over TCP seldom loses one, and what it costs
+        to repeat them grows with the square of the members.  What all resend at once must not outweigh what they
+        had to say: a large committee starts later."""
+        slack = max(1.0, len(self._context.committee.seats) / SMALL_COMMITTEE)
+        due: dict[Message, tuple[float, float]] = {}  # message -> when next, and the pause after that
         while True:
-            await trio.sleep(pause)
-            messages: list[Message] = [m for m in (self._own_header, self._own_card) if m is not None]
-            for message in (*messages, *self._round.resend()):
-                await self._publish(message)
+            await trio.sleep(slack * RESEND_SECONDS / 4)
+            now = self._context.now
+            own: list[Message] = [m for m in (self._own_header, self._own_card) if m is not None]
+            for message in (*own, *self._round.resend()):
+                first = slack * (RESEND_SECONDS if self._is_own(message) else OTHERS_SECONDS)
+                at, pause = due.setdefault(message, (now + first, RESEND_GROWTH * first))
+                if now >= at:
+                    due[message] = now + pause, min(RESEND_GROWTH * pause, slack * RARELY_SECONDS)
+                    await self._publish(message)
+
+    def _is_own(self, message: Message) -> bool:
+        match message:
+            case ContributionHeader():
+                author = message.peer
+            case Scorecard() | Vote():
+                author = message.validator
+            case Proposal():
+                author = message.proposer
+        return author == self._context.signer.peer_id
 
     async def _swap_loop(self) -> None:
         """Payloads spread epidemically among those whom the round waits for, and from them to everybody else.
@@ -536,14 +559,19 @@ class RoundDriver:
         context = self._context
         if context.facts.is_dense:
             return
-        hop = 0
+        hop, arrived = 0, set[CID]()
         swapping: set[bytes] = set()
         while True:
-            missing = self._round.collection.missing_payloads()
+            lacking = self._round.collection.missing_payloads()
+            missing = [seat for seat, header in lacking.items() if header.payload not in arrived]
+            if not missing:  # a hop now would bring nothing: whoever lacks ours asks for it
+                with trio.move_on_after(FETCH_PAUSE_SECONDS):
+                    await self._wanted.park()
+                continue
             if self._seat in self._shards or context.seat is not None:
                 group = self._get_group()
                 hops = compute_hops(len(group)) * (2 if len(group) > SMALL_GROUP else 1)
-                if hop < hops and (self._own_header is not None or (self._cohort.is_drawn and missing)):
+                if hop < hops and (self._own_header is not None or self._cohort.is_drawn):
                     partner = self._get_peer(compute_partner(self._beacon, hop, group, self._seat))
                     hop += 1
                 else:
@@ -552,26 +580,24 @@ class RoundDriver:
                     hop += partner is not None
             else:
                 hops = 0
-                partner = self._draw_neighbour(hop) if missing else None
+                partner = self._draw_neighbour(hop)
                 hop += 1
             if partner is None or partner in swapping or len(swapping) >= SWAPS_AT_ONCE:
                 await trio.sleep(FETCH_PAUSE_SECONDS)
                 continue
             assert self._nursery is not None
             swapping.add(partner)
-            ended = trio.Event()
-            self._nursery.start_soon(self._swap, partner, swapping, ended)
-            self._has_brought = False
+            ended, known = trio.Event(), len(arrived)
+            self._nursery.start_soon(self._swap, partner, swapping, arrived, ended)
             with trio.move_on_after(SWAP_PATIENCE_SECONDS):
                 await ended.wait()
-            if hop >= hops and not self._has_brought:
+            if hop >= hops and len(arrived) == known:
                 await trio.sleep(FETCH_PAUSE_SECONDS)
 
-    async def _swap(self, partner: bytes, swapping: set[bytes], ended: trio.Event) -> None:
+    async def _swap(self, partner: bytes, swapping: set[bytes], arrived: set[CID], ended: trio.Event) -> None:
         context = self._context
         try:
-            arrived = await context.swarm.swap(self._key, partner, deadline_seconds=SWAP_SECONDS)
-            self._has_brought = bool(arrived)
+            arrived.update(await context.swarm.swap(self._key, partner, deadline_seconds=SWAP_SECONDS))
         except FlockError as error:
             context.events.emit("dropped", what="swap", reason=str(error))
             await trio.sleep(FETCH_PAUSE_SECONDS)  # not the same one again at once

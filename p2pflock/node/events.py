@@ -18,7 +18,7 @@ EVENTS = frozenset(
         "started",  # peer, address, swarm_address, control_address
         "connected",  # peers
         "training",  # round, steps: the H that this peer has chosen
-        "contributed",  # round, payload_bytes, steps, samples, loss_micro
+        "contributed",  # round, payload_bytes, steps, samples, loss_micro, train_seconds
         "collected",  # round, seats
         "scored",  # round, contributions
         "decided",  # round, view, model_hash, record, contributors, absent, seconds

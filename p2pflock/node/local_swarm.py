@@ -189,7 +189,23 @@ class LocalSwarm:
     def start_peer(self, peer: PeerProcess, bootstrap: Sequence[str]) -> None:
         """Start, or start again after it was killed.  `bootstrap` may be empty for the first one only."""
         peer.home.joinpath("logs").mkdir(exist_ok=True)
+        with (peer.home / "logs" / "peer.log").open("ab") as log:
+            peer.process = subprocess.Popen(
+                self.command(peer, bootstrap),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "P2PFLOCK_DIE_WITH_PARENT": "1"},
+                start_new_session=True,
+            )
+        self._write_swarm_file()
+
+    def command(self, peer: PeerProcess, bootstrap: Sequence[str]) -> list[str]:
+        """What starts a peer; a harness may put it into a network of its own."""
         arguments = [
+            sys.executable,
+            "-m",
+            "p2pflock",
             "run",
             "--task",
             str(self.home / SPEC_FILE),
@@ -199,6 +215,8 @@ class LocalSwarm:
             str(self._password_file),
             "--threads",
             str(self.threads),
+            "--network",
+            self.network.name,
             *(part for address in bootstrap for part in ("--bootstrap", address)),
             *(part for module in self.trusted_modules for part in ("--trust-module", module)),
         ]
@@ -206,16 +224,7 @@ class LocalSwarm:
             arguments += ["--rpc", self.rpc_url, "--address-book", str(self.address_book)]
         else:
             arguments += ["--committee", str(self.home / COMMITTEE_FILE)]
-        with (peer.home / "logs" / "peer.log").open("ab") as log:
-            peer.process = subprocess.Popen(
-                [sys.executable, "-m", "p2pflock", *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env={**os.environ, "P2PFLOCK_DIE_WITH_PARENT": "1"},
-                start_new_session=True,
-            )
-        self._write_swarm_file()
+        return arguments
 
     async def start(self, *, wait_seconds: float) -> None:
         """The first peer, then all others through its one address.  Raises StartupError with a peer's words."""

@@ -1,9 +1,12 @@
 """Who is there: announces this peer, finds the others, keeps connections, and hears who is alive.
 
 Law: a peer is known by a PeerRecord that all three of its keys signed, found in the DHT under the task; it is
-*live* while its status messages arrive.  Nothing else decides whom a round waits for.
+*live* while its status messages arrive, which are rarer while we are connected with it: a connection that breaks
+or freezes is noticed at once (net/hardening.py).  Nothing else decides whom a round waits for.
 
-One bootstrap address is enough to join, and any live peer can be one; after that the DHT carries on alone.
+One bootstrap address is enough to join, and any live peer can be one; after that the DHT carries on alone.  What
+goes on without a round costs bytes by the minute, so we speak when there is news, look around less and less often
+while there is none, and tell others whom we hear ourselves, so that they need not repeat it to us.
 
 In a large swarm none of this may grow with its size: only those speak whom the round waits for (the committee and
 the cohort), as seldom as there are many of them; everybody opens a dozen connections, to peers that a hash picks; and
@@ -25,14 +28,22 @@ from p2pflock.primitives import wire
 from p2pflock.protocol import validation
 from p2pflock.protocol.messages import PeerRecord
 
-STATUS_SECONDS = 1.0
-LIVE_STATUSES = 6  # as many lost status messages in a row
+STATUS_SECONDS = 10.0  # without news: a round decided, a connection made or lost
+NEWS_SECONDS = 0.5  # how often we look for news
+LIVE_SECONDS = 25.0  # since the last word of a peer that we hear through others,
+CONNECTED_LIVE_SECONDS = 45.0  # of one whose connection stands,
+LOST_LIVE_SECONDS = 6.0  # and of one whose connection broke since: it would have spoken again
 SMALL_SWARM = 64  # on the roster: up to here everybody speaks, and is connected with everybody
-SPEAKERS = 32  # up to here each speaks once in STATUS_SECONDS
+LARGE_STATUS_SECONDS = 1.0  # of those who speak in a larger one,
+LARGE_LIVE_STATUSES = 6  # with as many lost in a row,
+SPEAKERS = 32  # while they are not more; else as much less often
 LINKS = 12  # connections that a peer of a large swarm opens; about as many come in
 ANNOUNCE_SHARE = 3.0  # announcements per lifetime
-LOOKUP_SECONDS = 3.0
+LOOKUP_SECONDS = 3.0  # doubled for each lookup that changed nothing, up to ...
+CALM_SECONDS = 300.0  # ... this while everybody on the roster is live, and ...
+SHORT_HANDED_SECONDS = 10.0  # ... this while one is missing
 MAX_KNOWN = 8192
+MAX_STATUS_BYTES = 128  # a bitmap of 218 seats is 28
 DISCREDIT_SECONDS = 10.0
 
 
@@ -41,7 +52,9 @@ class Status:
     """A peer's word on where it is; authenticated by the gossip layer, trusted for nothing but a hint."""
 
     round: int  # last decided round
+    count: int
     heard: float
+    was_connected: bool
 
 
 def build_peer_record(context: PeerContext, lifetime_seconds: float) -> PeerRecord:
@@ -83,9 +96,10 @@ class Presence:
         self._is_large = context.committee.roster_size > SMALL_SWARM
         seats = frozenset(range(len(context.committee.seats)))
         self._speakers = seats if self._is_large else None  # places in the roster; None: everybody
-        speakers = len(context.committee.seats) + context.committee.cohort if self._is_large else 0
-        self._status_seconds = STATUS_SECONDS * max(1.0, speakers / SPEAKERS)
-        self._live_seconds = LIVE_STATUSES * self._status_seconds
+        speakers = len(context.committee.seats) + context.committee.cohort
+        busy = LARGE_STATUS_SECONDS * max(1.0, speakers / SPEAKERS)
+        self._status_seconds = busy if self._is_large else STATUS_SECONDS
+        self._live_seconds = LARGE_LIVE_STATUSES * busy  # of a large swarm
 
     def begin_round(self, speakers: frozenset[int]) -> None:
         """Of a round they wait for these places of the roster: who is among them says so at once."""
@@ -99,8 +113,16 @@ class Presence:
     # --- questions ---
     def live_peers(self) -> list[bytes]:
         """Peers heard of lately, ourselves excluded."""
-        now = self._context.now
-        return [peer for peer, status in self._status.items() if now - status.heard < self._live_seconds]
+        now, connected = self._context.now, self._context.host.connected_peers()
+
+        def patience(peer: bytes, status: Status) -> float:
+            if self._is_large:
+                return self._live_seconds
+            if peer in connected:
+                return CONNECTED_LIVE_SECONDS
+            return LOST_LIVE_SECONDS if status.was_connected else LIVE_SECONDS
+
+        return [peer for peer, status in self._status.items() if now - status.heard < patience(peer, status)]
 
     def live_seats(self) -> frozenset[int]:
         """Places in the roster that are worth waiting for: heard of lately and no more than one round behind."""
@@ -156,36 +178,60 @@ class Presence:
 
     def _judge_status(self, author: bytes, data: bytes) -> Verdict:
         try:
-            value = wire.unpack(data, max_bytes=64)
+            value = wire.unpack(data, max_bytes=MAX_STATUS_BYTES)
         except InvalidMessageError:
             return Verdict.REJECT
-        # [last decided round, count of statuses sent: makes each message distinct]
-        if type(value) is not list or len(value) != 2 or any(type(v) is not int or v < 0 for v in value):
+        # [last decided round, count of statuses sent, bitmap of the seats it is connected with]
+        if type(value) is not list or [type(part) for part in value] != [int, int, bytes]:
             return Verdict.REJECT
-        if author not in self._status and len(self._status) >= MAX_KNOWN:
+        round_, count, seats = value
+        if min(round_, count) < 0:
+            return Verdict.REJECT
+        known = self._status.get(author)
+        if known is not None and known.count >= count:
+            return Verdict.ACCEPT  # overtaken by a later one
+        if known is None and len(self._status) >= MAX_KNOWN:
             self._forget_oldest()
-        self._status[author] = Status(value[0], self._context.now)
+        host = self._context.host
+        self._status[author] = Status(round_, count, self._context.now, author in host.connected_peers())
+        host.note_neighbours(author, self._unpack_seats(seats))
         return Verdict.ACCEPT
+
+    def _unpack_seats(self, bitmap: bytes) -> frozenset[bytes]:
+        seats = self._context.committee.seats
+        bits = int.from_bytes(bitmap, "little")
+        return frozenset(seat.peer for number, seat in enumerate(seats) if bits >> number & 1)
+
+    def _pack_seats(self, peers: frozenset[bytes]) -> bytes:
+        seats = self._context.committee.seats
+        bits = sum(1 << number for number, seat in enumerate(seats) if seat.peer in peers)
+        return bits.to_bytes(-(-len(seats) // 8), "little")
 
     def _forget_oldest(self) -> None:
         oldest = min(self._status, key=lambda peer: self._status[peer].heard)
         del self._status[oldest]
 
     async def speak_once(self, count: int) -> None:
-        await self._context.host.publish(
-            self._topic, wire.pack([self._context.ledger.head.record.round, count])
-        )
+        host = self._context.host
+        seats = self._pack_seats(host.connected_peers())
+        await host.publish(self._topic, wire.pack([self._context.ledger.head.record.round, count, seats]))
 
     async def _speak(self) -> None:
         # The wall clock, not a counter: after a restart the first message must differ from earlier ones.
         count = self._context.clock.unix_seconds() << 20
+        context = self._context
         while True:
             count += 1
-            if self._speakers is None or self._context.index in self._speakers:
+            said = context.ledger.head.record.round, context.host.connected_peers()
+            if self._speakers is None or context.index in self._speakers:
                 await self.speak_once(count)
             with trio.move_on_after(self._status_seconds):
-                await self._moved.wait()
-                self._moved = trio.Event()
+                if self._is_large:
+                    await self._moved.wait()
+                    self._moved = trio.Event()
+                    continue
+                while said == (context.ledger.head.record.round, context.host.connected_peers()):
+                    await trio.sleep(NEWS_SECONDS)
 
     async def _announce(self) -> None:
         lifetime = self._context.params.swarm.record_ttl_seconds
@@ -200,6 +246,7 @@ class Presence:
             await trio.sleep(pause)
 
     async def _find(self) -> None:
+        pause, last = LOOKUP_SECONDS, None
         while True:
             try:
                 found = await self._context.swarm.lookup(self._key)
@@ -211,10 +258,19 @@ class Presence:
                     self._found[peer] = value
             if len(found) > SMALL_SWARM:
                 await self._keep_links(found)
-            else:
-                for peer in found:
-                    await self.reach(peer)
-            await trio.sleep(LOOKUP_SECONDS * max(1.0, len(found) / SMALL_SWARM))
+                await trio.sleep(LOOKUP_SECONDS * len(found) / SMALL_SWARM)
+                continue
+            for peer in found:
+                await self.reach(peer)
+            connected = self._context.host.connected_peers()
+            situation = frozenset(found), connected
+            is_complete = len(self.live_seats()) >= self._context.committee.roster_size
+            longest = CALM_SECONDS if is_complete else SHORT_HANDED_SECONDS
+            pause = LOOKUP_SECONDS if situation != last else min(2 * pause, longest)
+            last = situation
+            with trio.move_on_after(pause):
+                while self._context.host.connected_peers() == connected:  # noqa: ASYNC110
+                    await trio.sleep(NEWS_SECONDS)
 
     async def _keep_links(self, found: Iterable[bytes]) -> None:
         """The first dozen that answer, in an order of our own: the graph is random, and stays when others come."""

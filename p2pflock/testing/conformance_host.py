@@ -129,6 +129,24 @@ async def check_gossip_is_forwarded(open_hosts: Open) -> None:
         assert (await take(boxes[2])) == GossipMessage("topic", a.peer_id, b"far")
 
 
+async def check_gossip_is_not_passed_on_to_the_authors_neighbours(open_hosts: Open) -> None:
+    """A line again; its end claims to be connected with the author, and then not any more."""
+    async with open_hosts(3) as (a, b, c):
+        boxes = [await host.subscribe("topic", accept) for host in (a, b, c)]
+        await a.connect(b.addresses)
+        await b.connect(c.addresses)
+        await a.publish("topic", b"before")
+        assert (await take(boxes[2])).data == b"before"
+        b.note_neighbours(c.peer_id, frozenset({a.peer_id}))
+        await a.publish("topic", b"not for c")
+        await b.publish("topic", b"from b itself")
+        assert (await take(boxes[2])).data == b"from b itself"
+        assert [(await take(boxes[1])).data for _ in range(2)] == [b"before", b"not for c"]
+        b.note_neighbours(c.peer_id, frozenset())
+        await a.publish("topic", b"after")
+        assert (await take(boxes[2])).data == b"after"
+
+
 async def check_verdicts(open_hosts: Open) -> None:
     async with open_hosts(3) as (a, b, c):
 
@@ -341,6 +359,7 @@ CHECKS: Sequence[Callable[[Open], Awaitable[None]]] = (
     check_gossip_right_after_connecting,
     check_late_subscriber_gets_the_last_moments,
     check_gossip_is_forwarded,
+    check_gossip_is_not_passed_on_to_the_authors_neighbours,
     check_verdicts,
     check_message_sizes,
     check_repeats_are_delivered_once,

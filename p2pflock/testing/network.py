@@ -235,6 +235,7 @@ class FakeHost:
         self._limits = limits
         self._links: set[bytes] = set()
         self._mesh: set[bytes] = set()
+        self._neighbours: dict[bytes, frozenset[bytes]] = {}
         self._mailboxes: dict[str, Mailbox] = {}
         self._validators: dict[str, Validator] = {}
         self._handlers: dict[str, tuple[RequestHandler, int]] = {}
@@ -310,6 +311,10 @@ class FakeHost:
     def connected_peers(self) -> frozenset[bytes]:
         return frozenset(self._links)
 
+    def note_neighbours(self, peer: bytes, neighbours: frozenset[bytes]) -> None:
+        if peer in self._links:
+            self._neighbours[peer] = neighbours
+
     # - gossip -
     async def publish(self, topic: str, data: bytes) -> None:
         if len(data) > MAX_MESSAGE_BYTES:
@@ -351,9 +356,11 @@ class FakeHost:
         while self._recent and now - self._recent[0][0] >= REPLAY_SECONDS:
             self._recent.popleft()
         self._recent.append((now, gossip))
-        along = self._links if self._network.wires is None else self._mesh
-        for peer in sorted(along - {forwarder, gossip.message.sender}):
-            self._send(gossip, peer)
+        author, has_wires = gossip.message.sender, self._network.wires is not None
+        for peer in sorted((self._mesh if has_wires else self._links) - {forwarder, author}):
+            # With wires an author sends along its mesh only, so that being connected with it is not enough.
+            if has_wires or author == self._peer_id or author not in self._neighbours.get(peer, ()):
+                self._send(gossip, peer)
 
     def _replay(self, topic: str, peer: bytes) -> None:
         now = trio.current_time()

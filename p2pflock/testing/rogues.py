@@ -263,8 +263,8 @@ class Boaster(Conduct):
     def publish(self, topic: str, data: bytes) -> Iterable[bytes]:
         if topic != "status":
             return (data,)
-        _, count = wire.unpack(data, max_bytes=64)
-        return (wire.pack([1 << 40, count]),)
+        _, *rest = wire.unpack(data, max_bytes=128)
+        return (wire.pack([1 << 40, *rest]),)
 
     def serve(self, protocol: str, handler: RequestHandler) -> RequestHandler:
         async def lie(peer: bytes, request: bytes) -> bytes:

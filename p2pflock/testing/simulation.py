@@ -164,6 +164,9 @@ class ConductedHost:
     def connected_peers(self) -> frozenset[bytes]:
         return self._inner.connected_peers()
 
+    def note_neighbours(self, peer: bytes, neighbours: frozenset[bytes]) -> None:
+        self._inner.note_neighbours(peer, neighbours)
+
     def traffic(self) -> Traffic:
         return self._inner.traffic()
 

@@ -4,7 +4,7 @@ import pytest
 
 from p2pflock.errors import InvalidMessageError, LocalProtocolError
 from p2pflock.gossip import pool as pool_module
-from p2pflock.gossip.pool import PayloadPool
+from p2pflock.gossip.pool import CLAIM_SECONDS, PayloadPool
 from p2pflock.primitives import unixfs
 
 PAYLOAD = b"pseudo-gradient"
@@ -91,3 +91,19 @@ def test_rounds_are_bounded(pool):
 def test_foreign_content_under_own_name_is_a_bug(pool):
     with pytest.raises(LocalProtocolError):
         pool.offer(b"r", CID, b"something else")
+
+
+def test_what_a_partner_is_about_to_send_is_not_asked_of_another_for_a_while(pool):
+    first, second = (unixfs.compute_cid(data) for data in (b"first", b"second"))
+    for cid in (first, second):
+        pool.expect(b"r", cid, 6)
+    pool.claim(b"r", {first}, 0.0)
+    assert set(pool.unclaimed(b"r", CLAIM_SECONDS - 0.1)) == {second}
+    assert set(pool.unclaimed(b"r", CLAIM_SECONDS)) == {first, second}  # it did not come
+    pool.claim(b"r", {first, second}, 10.0)
+    pool.release(b"r", {first})
+    assert set(pool.unclaimed(b"r", 10.0)) == {first}
+    pool.claim(b"r", {first}, 11.0)  # promised too often
+    assert set(pool.unclaimed(b"r", 11.0)) == {first}
+    pool.claim(b"unknown", {first}, 0.0)
+    assert pool.unclaimed(b"unknown", 0.0) == {}
