@@ -10,7 +10,8 @@ the lie was heard first.  The id alone says what the bytes are; a size is only a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Set
+from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
 from p2pflock.errors import InvalidMessageError, LocalProtocolError
@@ -111,7 +112,7 @@ class PayloadPool:
             if cid not in claims or claims[cid].until <= now
         }
 
-    def claim(self, round_key: bytes, cids: Set[CID], now: float) -> None:
+    def claim(self, round_key: bytes, cids: AbstractSet[CID], now: float) -> None:
         """A partner has these and is about to send them.
 
         Attack: partners that promise everything and send nothing.  A claim ends by itself, and a payload can be
@@ -124,7 +125,7 @@ class PayloadPool:
             if claim.times < MAX_CLAIMS:
                 claim.times, claim.until = claim.times + 1, now + CLAIM_SECONDS
 
-    def release(self, round_key: bytes, cids: Set[CID]) -> None:
+    def release(self, round_key: bytes, cids: AbstractSet[CID]) -> None:
         """The session that claimed these is over."""
         round_ = self._rounds.get(round_key)
         claims = {} if round_ is None else round_.claims

@@ -230,7 +230,7 @@ class Presence:
                     await self._moved.wait()
                     self._moved = trio.Event()
                     continue
-                while said == (context.ledger.head.record.round, context.host.connected_peers()):
+                while said == (context.ledger.head.record.round, context.host.connected_peers()):  # noqa: ASYNC110
                     await trio.sleep(NEWS_SECONDS)
 
     async def _announce(self) -> None:

@@ -36,7 +36,7 @@ MAX_BLOCK_BYTES = 1 << 20
 MAX_ANSWER_BYTES = 1 << 20
 MAX_WEIGHTS_BYTES = 1 << 34
 ROUNDS_A_REQUEST = 16
-REQUEST_SECONDS = 20.0
+REQUEST_SECONDS = 8.0  # for a block of 256 KiB that is 0.3 Mb/s; who is lost or frozen must not hold up a catch-up
 MAX_FAILURES = 1024
 
 
