@@ -27,7 +27,7 @@ class Limits:
     streams_per_connection: int = 128  # inbound; twice as many close the connection
     negotiation_seconds: int = 10  # choosing a protocol on a stream
     # health: a frozen peer is noticed after at most interval + timeout
-    ping_interval_seconds: float = 5.0
+    ping_interval_seconds: float = 3.0
     ping_timeout_seconds: float = 6.0
     # gossip
     mailbox_messages: int = 1024  # per subscription, oldest dropped
