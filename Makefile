@@ -99,6 +99,11 @@ check: $(STAMPS)/python $(STAMPS)/contracts ## ruff, mypy --strict, import direc
 	@echo "check: all passed"
 
 # --- measure --------------------------------------------------------------------------------------------
+.PHONY: bench
+bench: ## all of them, many hours
+bench: bench-codec bench-determinism bench-exchange bench-bytes bench-utilisation bench-scale bench-attacks \
+  bench-attacks-lm bench-late bench-churn bench-flower bench-p2pfl bench-quality bench-table
+
 .PHONY: bench-codec bench-determinism
 bench-codec: setup ## codec and fold at 10 million parameters: times, memory, payload size
 	@$(BIN)/python benchmarks/codec.py --out docs/benchmarks/codec.json
