@@ -106,6 +106,7 @@ class _Flock:
         async for key, cid in arrived:
             if key == self._key:
                 self._held.add(cid.to_bytes())
+                self._wanted.unpark_all()
 
     async def take_header(self, author: int, cid: str, size: int) -> None:
         from p2pflock.primitives.cid import CID
@@ -152,10 +153,10 @@ class _Flock:
         import trio
 
         from p2pflock.errors import FlockError
-        from p2pflock.node.driver import FETCH_PAUSE_SECONDS, SWAP_SECONDS
+        from p2pflock.node.driver import FETCH_PAUSE_SECONDS, FIRST_PAUSE_SECONDS, SWAP_SECONDS
         from p2pflock.protocol.committee import compute_hops, compute_partner
 
-        hop, seats = 0, frozenset(range(self._peers))
+        hop, seats, pause = 0, frozenset(range(self._peers)), FIRST_PAUSE_SECONDS
         while len(self._held) < self._peers:
             missing = [author for raw, (author, _) in self._headers.items() if raw not in self._held]
             if not missing:
@@ -174,8 +175,10 @@ class _Flock:
                 except FlockError as error:
                     print(f"peer {self._number}: {error}", file=sys.stderr)
             self._held.update(cid.to_bytes() for cid in new)
+            pause = FIRST_PAUSE_SECONDS if new else min(2 * pause, FETCH_PAUSE_SECONDS)
             if not new and hop >= compute_hops(self._peers):
-                await trio.sleep(FETCH_PAUSE_SECONDS)
+                with trio.move_on_after(pause):
+                    await self._wanted.park()
 
 
 def _round_key(round_: int) -> bytes:

@@ -38,6 +38,7 @@ from p2pflock.primitives.cid import SIZE_BYTES as CID_BYTES
 
 VERSION = 1
 CHUNK_BYTES = 256 << 10
+YIELD_SECONDS = 1.0
 HELLO, PAYLOAD, CHUNK, DONE, YIELD = range(1, 6)
 MAX_HELLO_BYTES = 128 + MAX_PAYLOADS_PER_ROUND * (CID_BYTES + 2)
 _MAX_BODY = {HELLO: MAX_HELLO_BYTES, PAYLOAD: CID_BYTES + 8, CHUNK: CHUNK_BYTES, DONE: 0, YIELD: 0}
@@ -154,7 +155,7 @@ class PayloadExchange:
             await session.send_hello()
             kind, body = await session.read_frame()
             if kind == YIELD:
-                return await outgoing.counterpart
+                return await self._await_counterpart((round_key, partner), outgoing)
             outgoing.established = True
             theirs, _, wants = _parse_hello(kind, body)
             if theirs != round_key:
@@ -162,6 +163,16 @@ class PayloadExchange:
             return await session.run(wants, is_initiator=True)
         finally:
             _abort(writer)
+
+    async def _await_counterpart(self, name: tuple[bytes, bytes], outgoing: _Outgoing) -> list[CID]:
+        """What the partner's own session brings.  It is here within a round trip, or it had ended already when the
+        partner answered us, and then nothing would ever come."""
+        with contextlib.suppress(TimeoutError, asyncio.TimeoutError):
+            return await asyncio.wait_for(asyncio.shield(outgoing.counterpart), YIELD_SECONDS)
+        incoming = self._incoming.get(name)
+        if incoming is None:
+            raise UnavailableError("the partner's session had ended")
+        return await asyncio.shield(incoming.result)
 
     # --- a partner opens ------------------------------------------------------------------------------
     async def serve(

@@ -55,6 +55,7 @@ SWAP_PATIENCE_SECONDS = 1.0  # then the next partner is met beside the slow one
 SWAPS_AT_ONCE = 8
 AVERAGE_SECONDS = 20.0
 FETCH_PAUSE_SECONDS = 0.4
+FIRST_PAUSE_SECONDS = 0.025  # doubled while swaps bring nothing
 INBOX = 4096
 SMALL_GROUP = 16  # that keeps step well enough to swap through one cycle of hops
 SMALL_COMMITTEE = 16  # seats up to which everything is said again as often as a small swarm may
@@ -166,6 +167,7 @@ class RoundDriver:
         """The exchange holds a payload of this round."""
         if self._collected_at == math.inf:
             self._payload_at = self._context.now
+        self._wanted.unpark_all()
         self._feed(lambda now: self._round.on_payload(payload, now))
 
     @property
@@ -559,7 +561,7 @@ class RoundDriver:
         context = self._context
         if context.facts.is_dense:
             return
-        hop, arrived = 0, set[CID]()
+        hop, arrived, pause = 0, set[CID](), FIRST_PAUSE_SECONDS
         swapping: set[bytes] = set()
         while True:
             lacking = self._round.collection.missing_payloads()
@@ -591,8 +593,10 @@ class RoundDriver:
             self._nursery.start_soon(self._swap, partner, swapping, arrived, ended)
             with trio.move_on_after(SWAP_PATIENCE_SECONDS):
                 await ended.wait()
+            pause = min(2 * pause, FETCH_PAUSE_SECONDS) if len(arrived) == known else FIRST_PAUSE_SECONDS
             if hop >= hops and len(arrived) == known:
-                await trio.sleep(FETCH_PAUSE_SECONDS)
+                with trio.move_on_after(pause):  # what we lack may be on its way from another
+                    await self._wanted.park()
 
     async def _swap(self, partner: bytes, swapping: set[bytes], arrived: set[CID], ended: trio.Event) -> None:
         context = self._context

@@ -300,6 +300,24 @@ def test_always_yielding_partner_is_bounded(run):
     run(scenario)
 
 
+def test_who_yields_to_a_session_that_has_ended_does_not_cost_the_deadline(run, monkeypatch):
+    """The partner answered our call when it had not noticed yet that its own session with us was over."""
+    monkeypatch.setattr(ex, "YIELD_SECONDS", 0.1)
+
+    async def scenario(net):
+        a = await net.add(b"a")
+
+        async def yields(partner, reader, writer):
+            writer.write(frame(ex.YIELD))
+            await asyncio.sleep(5)
+
+        await net.listen(b"b", yields)
+        with pytest.raises(UnavailableError, match="had ended"):
+            await a.exchange.swap(ROUND, b"b", 60)
+
+    run(scenario)
+
+
 def test_a_partner_that_gave_up_may_come_again(run):
     """Its old session may still be open at our side; the new one takes its place."""
 
