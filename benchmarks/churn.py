@@ -157,7 +157,9 @@ def summarise(report: Report, task: str, pairs: Sequence[dict[str, Any]]) -> Non
     equal_rounds, equal_samples = spread(ratios), spread(at_equal_samples)
     rounds = sum(len(pair["away"]["round_seconds"]) for pair in pairs)
     report.facts.setdefault("excess_percent", {})[task] = {
-        "seeds": len(pairs), "rounds": rounds, "at equal rounds": equal_rounds, "at equal samples": equal_samples
+        "seeds": {str(pair["seed"]): {"rounds": len(pair["away"]["round_seconds"]), "equal rounds": rounds_, "equal samples": samples}
+                  for pair, rounds_, samples in zip(pairs, ratios, at_equal_samples, strict=True)},
+        "at equal rounds": equal_rounds, "at equal samples": equal_samples,
     }  # fmt: skip
     print(f"\n{task}: {len(pairs)} seeds, {rounds} rounds with {AWAY} of {PEERS} away; loss above the run without absences,")
     print(f"  %: {_show(equal_rounds)} at equal rounds, {_show(equal_samples)} at equal samples")
@@ -179,7 +181,8 @@ def draw(out: str, runs: dict[str, list[dict[str, Any]]]) -> None:
     curves = []
     for task, pairs in runs.items():
         for key, label in (("all", "all ten present"), ("away", "three of ten away in every round")):
-            lines = [pair[key]["curve"] for pair in pairs]
+            longest = max(len(pair[key]["curve"]) for pair in pairs)  # seeds of shorter runs decay their step elsewhere
+            lines = [pair[key]["curve"] for pair in pairs if len(pair[key]["curve"]) == longest]
             points = [[line[n]["loss"] for line in lines] for n in range(len(lines[0]))]
             curves.append(
                 Curve(
