@@ -3,8 +3,8 @@
 Law: both sides are eight processes on this machine that speak over real sockets, alive at the same time, and take
 turns round by round; a round lasts until the last peer has its result.  Ours: encode with error feedback, exchange
 over hivemind's P2P daemons, decode and fold (all peers' bits are compared).  Theirs: DecentralizedAverager, one group
-of eight, from the moment everybody is matched (the mean is checked: it silently averages half a group when a peer
-fails); with its matchmaking beside it.  Ours has none: the beacon draws the partners.
+of eight, from the moment everybody is matched (the mean is checked: on a busy machine some are silently not
+everybody's; their times count all the same, and they are counted); with its matchmaking beside it.  Ours has none: the beacon draws the partners.
 
     python benchmarks/exchange.py [--parameters N] [--peers N] [--repeats N] [--out FILE]
 """
@@ -117,9 +117,10 @@ def play_hivemind(group: Group, round_: int, compression: str) -> dict[str, Any]
     matched = time.perf_counter() - begin
     group.tell(average=True)
     done = group.hear()
-    if any(answer["group"] != len(done) or answer["error"] > LARGEST_ERROR[compression] for answer in done):
-        raise RuntimeError(f"hivemind did not average everybody: {done}")
-    return {"seconds": max(answer["done"] for answer in done), "matchmaking": matched, "error": done[0]["error"]}
+    worst = max(answer["error"] for answer in done)
+    is_whole = worst <= LARGEST_ERROR[compression] and all(answer["group"] == len(done) for answer in done)
+    seconds = max(answer["done"] for answer in done)
+    return {"seconds": seconds, "matchmaking": matched, "error": worst, "is_whole": is_whole}
 
 
 def run(parameters: int, peers: int, repeats: int, report: Report, out: Path | None) -> None:
@@ -143,6 +144,8 @@ def run(parameters: int, peers: int, repeats: int, report: Report, out: Path | N
                 if turn:  # the first one opens their connections
                     pairs.append(pair)
             rows[compression] = compare(pairs)
+            if broken := sum(not theirs["is_whole"] for _, theirs in pairs):
+                print(f"  {compression}: {broken} of {len(pairs)} of their averages are not everybody's mean (no error raised)")
             report.facts["against"] = rows
             report.save(out)
     finally:
@@ -164,6 +167,7 @@ def compare(pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> dict[str, Any
             (theirs["seconds"] + theirs["matchmaking"]) / ours["seconds"] for ours, theirs in pairs
         ),
         "ratios": ratios,
+        "averages of hivemind that are not everybody's mean": sum(not theirs["is_whole"] for _, theirs in pairs),
     }
 
 
