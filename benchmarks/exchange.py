@@ -5,6 +5,8 @@ turns round by round; a round lasts until the last peer has its result.  Ours: e
 over hivemind's P2P daemons, decode and fold (all peers' bits are compared).  Theirs: DecentralizedAverager, one group
 of eight, from the moment everybody is matched (the mean is checked: on a busy machine some are silently not
 everybody's; their times count all the same, and they are counted); with its matchmaking beside it.  Ours has none: the beacon draws the partners.
+Twice: on loopback, where bytes cost next to nothing, and behind links of 50 Mb/s with 100 ms there and back
+(namespaces.py; root), which is what peers have.
 
     python benchmarks/exchange.py [--parameters N] [--peers N] [--repeats N] [--out FILE]
 """
@@ -25,10 +27,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.namespaces import Link, Network, address_of, measure_link, open_network
 from benchmarks.report import Report
+from p2pflock.errors import FlockError
 
 PEER = Path(__file__).resolve().with_name("exchange_peer.py")
 GOAL = 5.0
+LINK = Link(megabits=50, delay_seconds=0.05)
 COMPRESSIONS = {"fp16": 2.0, "8-bit": 1.0, "fp32": 4.0}  # bytes a parameter
 LARGEST_ERROR = {"fp16": 1e-3, "8-bit": 0.1, "fp32": 1e-5}
 
@@ -36,7 +41,8 @@ LARGEST_ERROR = {"fp16": 1e-3, "8-bit": 0.1, "fp32": 1e-5}
 class Group:
     """N peer processes of one kind."""
 
-    def __init__(self, kind: str, peers: int, parameters: int) -> None:
+    def __init__(self, kind: str, peers: int, parameters: int, network: Network | None = None) -> None:
+        self._network = network
         self.facts: list[dict[str, Any]] = []
         self._peers: list[subprocess.Popen[str]] = []
         try:
@@ -50,9 +56,10 @@ class Group:
             raise
 
     def _start(self, kind: str, number: int, peers: int, parameters: int, bootstrap: list[str]) -> subprocess.Popen[str]:
-        arguments = [kind, str(number), str(peers), str(parameters), *bootstrap]
+        host = "127.0.0.1" if self._network is None else address_of(number + 1)
+        command = [sys.executable, str(PEER), kind, str(number), str(peers), str(parameters), host, *bootstrap]
         peer = subprocess.Popen(
-            [sys.executable, str(PEER), *arguments],
+            command if self._network is None else self._network.command(number + 1, command),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -123,12 +130,14 @@ def play_hivemind(group: Group, round_: int, compression: str) -> dict[str, Any]
     return {"seconds": seconds, "matchmaking": matched, "error": worst, "is_whole": is_whole}
 
 
-def run(parameters: int, peers: int, repeats: int, report: Report, out: Path | None) -> None:
+def run(
+    parameters: int, peers: int, repeats: int, where: str, network: Network | None, report: Report, out: Path | None
+) -> None:
     groups: list[Group] = []
     try:
-        groups.append(flock := Group("flock", peers, parameters))
+        groups.append(flock := Group("flock", peers, parameters, network))
         flock.tell(addresses={fact["peer"]: fact["addresses"] for fact in flock.facts})
-        groups.append(dense := Group("hivemind", peers, parameters))
+        groups.append(dense := Group("hivemind", peers, parameters, network))
         print("both groups are up", flush=True)
         play_flock(flock, 0)  # warm: first connections, compiled code
         round_ = 0
@@ -146,7 +155,7 @@ def run(parameters: int, peers: int, repeats: int, report: Report, out: Path | N
             rows[compression] = compare(pairs)
             if broken := sum(not theirs["is_whole"] for _, theirs in pairs):
                 print(f"  {compression}: {broken} of {len(pairs)} of their averages are not everybody's mean (no error raised)")
-            report.facts["against"] = rows
+            report.facts[where] = rows
             report.save(out)
     finally:
         for group in groups:
@@ -154,7 +163,7 @@ def run(parameters: int, peers: int, repeats: int, report: Report, out: Path | N
     for compression, row in rows.items():
         ours, theirs = row["ours"]["seconds"], row["hivemind"]["seconds"]
         print(f"{compression}: ours {ours:.2f} s, hivemind {theirs:.2f} s and {row['hivemind']['matchmaking']:.1f} s of matchmaking")
-        report.judge(f"hivemind {compression} over ours, once matched", row["ratio"], GOAL, at_least=True)
+        report.judge(f"{where}: hivemind {compression} over ours, once matched", row["ratio"], GOAL, at_least=True)
 
 
 def compare(pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> dict[str, Any]:
@@ -176,11 +185,21 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--parameters", type=int, default=10_000_000)
     parser.add_argument("--peers", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--only-links", action="store_true", help="without the part on loopback")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
     report = Report("exchange", packages=("numpy", "numba", "torch", "hivemind"))
     report.facts |= {"parameters": options.parameters, "peers": options.peers, "repeats": options.repeats}
-    run(options.parameters, options.peers, options.repeats, report, options.out)
+    try:
+        if not options.only_links:
+            run(options.parameters, options.peers, options.repeats, "loopback", None, report, options.out)
+        with open_network(options.peers, LINK) as network:
+            report.facts["link measured"] = measure_link(network)
+            run(options.parameters, options.peers, options.repeats, "50 Mb/s, 100 ms", network, report, options.out)
+    except FlockError as error:
+        report.save(options.out)
+        print(f"error: {error.message}\nfix: {error.hint}", file=sys.stderr)
+        return 1
     report.save(options.out)
     return 0
 

@@ -46,7 +46,7 @@ def draw(seed: int, size: int) -> F32:
 
 
 # --- ours -------------------------------------------------------------------------------------------------
-async def be_flock(number: int, peers: int, parameters: int, bootstrap: list[str]) -> None:
+async def be_flock(number: int, peers: int, parameters: int, host: str, bootstrap: list[str]) -> None:
     import trio
 
     from p2pflock.gossip.client import HivemindSwarm, SwarmConfig
@@ -54,6 +54,7 @@ async def be_flock(number: int, peers: int, parameters: int, bootstrap: list[str
     config = SwarmConfig(
         task=hashlib.sha256(b"benchmarks/exchange").digest(),
         seed=hashlib.sha256(b"benchmarks/exchange %d" % number).digest(),
+        listen_host=host,
         initial_peers=bootstrap,
     )
     async with trio.open_nursery() as nursery:
@@ -186,7 +187,7 @@ def _round_key(round_: int) -> bytes:
 
 
 # --- theirs -----------------------------------------------------------------------------------------------
-def be_hivemind(number: int, peers: int, parameters: int, bootstrap: list[str]) -> None:
+def be_hivemind(number: int, peers: int, parameters: int, host: str, bootstrap: list[str]) -> None:
     import hivemind
     from hivemind import compression
 
@@ -195,8 +196,8 @@ def be_hivemind(number: int, peers: int, parameters: int, bootstrap: list[str]) 
         "8-bit": compression.Uniform8BitQuantization,
         "fp32": compression.NoCompression,
     }
-    dht = hivemind.DHT(initial_peers=bootstrap, start=True)
-    say(addresses=[str(address) for address in dht.get_visible_maddrs()])
+    dht = hivemind.DHT(initial_peers=bootstrap, host_maddrs=[f"/ip4/{host}/tcp/0"], start=True)
+    say(addresses=[str(address) for address in dht.get_visible_maddrs() if host in str(address)])
     averager: Any = None
     control: Any = None
     # All hold a multiple of the same vector, so that everybody knows the mean.
@@ -257,10 +258,10 @@ def wait_for_group(control: Any) -> None:
 
 
 if __name__ == "__main__":
-    kind, number_, peers_, parameters_, *bootstrap_ = sys.argv[1:]
+    kind, number_, peers_, parameters_, host_, *bootstrap_ = sys.argv[1:]
     if kind == "flock":
         import trio
 
-        trio.run(be_flock, int(number_), int(peers_), int(parameters_), bootstrap_)
+        trio.run(be_flock, int(number_), int(peers_), int(parameters_), host_, bootstrap_)
     else:
-        be_hivemind(int(number_), int(peers_), int(parameters_), bootstrap_)
+        be_hivemind(int(number_), int(peers_), int(parameters_), host_, bootstrap_)
