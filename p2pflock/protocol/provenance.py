@@ -166,18 +166,20 @@ def check(
     integrity = _Integrity(reader, report, with_snapshots=with_snapshots)
     lineage = _Lineage(trust, report.spine)
     last: Link | None = None
-    tables = settlement.Tables()  # after the round taken last
+    tables: settlement.Tables | None = settlement.Tables()  # after the round taken last; None: a record is missing
     for link in read_links(reader, report.spine):
         tell(f"checking round {link.record.round}")
+        if link.record.round != (last.record.round + 1 if last else 0):
+            tables = None  # what the missing record changed is unknown from here on
         integrity.take(link)
         _check_authorship(link, authorship)
         _check_participation(link, last, tables, participation, is_dense=report.is_dense)
         lineage.take(link, last)
         last = link
         # Attack: records that name ever new peers, to have the tables copied for ever.
-        if max(len(tables.trust), len(tables.rewards)) > MAX_ROSTER:
+        if tables and max(len(tables.trust), len(tables.rewards)) > MAX_ROSTER:
             participation.fail(f"round {link.record.round}: more peers than any committee has")
-        else:
+        elif tables:
             tables = tables.after(link.record)
     if last is not None and last.cid == report.spine.records[-1]:
         report.record = last.record
@@ -383,7 +385,7 @@ class _Lineage(_Tally):
 
 # --- participation ----------------------------------------------------------------------------------------
 def _check_participation(
-    link: Link, parent: Link | None, tables: settlement.Tables, tally: _Tally, *, is_dense: bool
+    link: Link, parent: Link | None, tables: settlement.Tables | None, tally: _Tally, *, is_dense: bool
 ) -> None:
     record = link.record
     if record.round == 0:
@@ -393,8 +395,8 @@ def _check_participation(
             tally.fail("genesis pays somebody")
         return
     whole = link.whole()
-    if whole is None or parent is None:
-        tally.leave_open(f"round {record.round}: something that it names is missing")
+    if whole is None or parent is None or tables is None:
+        tally.leave_open(f"round {record.round}: something that it names, or a record before it, is missing")
         return
     flaw = _find_participation_flaw(record, parent.record, tables, *whole, is_dense=is_dense)
     if flaw:
@@ -412,7 +414,10 @@ def _find_participation_flaw(
     *,
     is_dense: bool,
 ) -> str:
-    beacon = compute_beacon(record.task, record.epoch, record.round, parent.digest())
+    if record.parent is None:
+        return "no parent"
+    # Of the parent that it names: whether that is the one at hand is for integrity and lineage to say.
+    beacon = compute_beacon(record.task, record.epoch, record.round, record.parent.digest)
     cohort = compute_cohort(committee, beacon)
     seats = [c.seat for c in record.contributions]
     if sorted(seats + [a.seat for a in record.absent]) != list(cohort.members):
