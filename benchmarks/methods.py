@@ -19,6 +19,7 @@ from p2pflock.learning import checkpoint, shards
 from p2pflock.learning.codec import F32
 from p2pflock.learning.learner import Learner, Network
 from p2pflock.learning.optimizers import build_optimizer, compute_lr
+from p2pflock.learning.simulate import train
 from p2pflock.learning.spec import TaskSpec
 from p2pflock.ports import FoldInput, TrainResult
 from p2pflock.primitives import shuffle
@@ -121,18 +122,9 @@ def _train_locally(
     learners: Sequence[Learner], peers: Sequence[Peer], number: int, seed: bytes
 ) -> list[TrainResult]:
     return [
-        _finish(learner.train(number, peer.shard, peer.shards, seed))
+        train(learner, number, peer.shard, peer.shards, seed)
         for learner, peer in zip(learners, peers, strict=True)
     ]
-
-
-def _finish(steps: Iterator[tuple[int, float]]) -> TrainResult:
-    while True:
-        try:
-            next(steps)
-        except StopIteration as done:
-            result: TrainResult = done.value
-            return result
 
 
 def _row(number: int, learner: Learner, results: Sequence[TrainResult], seconds: float) -> Round:

@@ -25,7 +25,8 @@ from p2pflock.primitives import shuffle
 from p2pflock.primitives.cid import CID
 
 
-def _train(learner: Learner, round_: int, shard: int, shards: int, seed: bytes) -> TrainResult:
+def train(learner: Learner, round_: int, shard: int, shards: int, seed: bytes) -> TrainResult:
+    """All local steps of a round at once."""
     steps = learner.train(round_, shard, shards, seed)
     while True:
         try:
@@ -47,7 +48,7 @@ def simulate(spec: TaskSpec, peers: int, *, has_scores: bool = False, is_quiet: 
     for round_ in range(1, spec.task.rounds + 1):
         seed = shuffle.derive(bytes(32), "simulation", spec.task.seed, round_)
         begin = time.perf_counter()
-        results = [_train(learner, round_, i, peers, seed) for i, learner in enumerate(learners)]
+        results = [train(learner, round_, i, peers, seed) for i, learner in enumerate(learners)]
         trained = time.perf_counter()
         payloads = sorted((result.payload for result in results), key=CID.of_raw)
         samples = {result.payload: result.samples for result in results}

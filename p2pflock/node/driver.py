@@ -2,7 +2,7 @@
 
 Law: every slow thing (training, scoring, folding, fetching) is a task of its own that reports back into one
 inbox, and one loop feeds the state machine, so the machine never runs twice at once and never waits.
-What we sign is on disk before it is sent: contribution header, proposal and votes go through `_sign_and_save`.
+What we sign is on disk before it is sent: contribution header, proposal and votes go through the journal first.
 """
 
 from __future__ import annotations
