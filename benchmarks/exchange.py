@@ -8,7 +8,7 @@ everybody's; their times count all the same, and they are counted); with its mat
 Twice: on loopback, where bytes cost next to nothing, and behind links of 50 Mb/s with 100 ms there and back
 (namespaces.py; root), which is what peers have.
 
-    python benchmarks/exchange.py [--parameters N] [--peers N] [--repeats N] [--out FILE]
+    python benchmarks/exchange.py [--parameters N] [--peers N] [--repeats N] [--only loopback|links] [--out FILE]
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from p2pflock.errors import FlockError
 PEER = Path(__file__).resolve().with_name("exchange_peer.py")
 GOAL = 5.0
 LINK = Link(megabits=50, delay_seconds=0.05)
+LOOPBACK, LINKS = "loopback", "50 Mb/s, 100 ms"
 COMPRESSIONS = {"fp16": 2.0, "8-bit": 1.0, "fp32": 4.0}  # bytes a parameter
 LARGEST_ERROR = {"fp16": 1e-3, "8-bit": 0.1, "fp32": 1e-5}
 
@@ -111,7 +112,8 @@ def play_flock(group: Group, round_: int) -> dict[str, Any]:
             if other != number:
                 group.tell_one(other, header=[number, *answer["header"]])
     done = group.hear()
-    if len({answer["hash"] for answer in done}) != 1 or any(a["payloads"] != len(done) for a in done):
+    group.tell(check=True)
+    if len({answer["hash"] for answer in group.hear()}) != 1 or any(a["payloads"] != len(done) for a in done):
         raise RuntimeError(f"the peers folded different models: {done}")
     last = max(done, key=lambda answer: float(answer["done"]))
     return {"seconds": last["done"], **last["parts"], "payload bytes": last["bytes"]}
@@ -124,7 +126,8 @@ def play_hivemind(group: Group, round_: int, compression: str) -> dict[str, Any]
     matched = time.perf_counter() - begin
     group.tell(average=True)
     done = group.hear()
-    worst = max(answer["error"] for answer in done)
+    group.tell(check=True)
+    worst = max(answer["error"] for answer in group.hear())
     is_whole = worst <= LARGEST_ERROR[compression] and all(answer["group"] == len(done) for answer in done)
     seconds = max(answer["done"] for answer in done)
     return {"seconds": seconds, "matchmaking": matched, "error": worst, "is_whole": is_whole}
@@ -180,22 +183,32 @@ def compare(pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> dict[str, Any
     }
 
 
+def keep_other(report: Report, where: str, out: Path) -> None:
+    """The part that is not measured now stays as it was."""
+    before = json.loads(out.read_text())
+    report.facts |= {name: before[name] for name in (where, "link measured") if name in before}
+    report.targets += [row for row in before["targets"] if row["what"].startswith(where)]
+
+
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="benchmarks/exchange.py", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--parameters", type=int, default=10_000_000)
     parser.add_argument("--peers", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--only-links", action="store_true", help="without the part on loopback")
+    parser.add_argument("--only", choices=("loopback", "links"), help="one of the two parts; the other stays in --out")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
     report = Report("exchange", packages=("numpy", "numba", "torch", "hivemind"))
     report.facts |= {"parameters": options.parameters, "peers": options.peers, "repeats": options.repeats}
+    if options.only and options.out and options.out.exists():
+        keep_other(report, LINKS if options.only == "loopback" else LOOPBACK, options.out)
     try:
-        if not options.only_links:
-            run(options.parameters, options.peers, options.repeats, "loopback", None, report, options.out)
-        with open_network(options.peers, LINK) as network:
-            report.facts["link measured"] = measure_link(network)
-            run(options.parameters, options.peers, options.repeats, "50 Mb/s, 100 ms", network, report, options.out)
+        if options.only != "links":
+            run(options.parameters, options.peers, options.repeats, LOOPBACK, None, report, options.out)
+        if options.only != "loopback":
+            with open_network(options.peers, LINK) as network:
+                report.facts["link measured"] = measure_link(network)
+                run(options.parameters, options.peers, options.repeats, LINKS, network, report, options.out)
     except FlockError as error:
         report.save(options.out)
         print(f"error: {error.message}\nfix: {error.hint}", file=sys.stderr)

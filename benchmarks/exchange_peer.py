@@ -4,12 +4,15 @@ Law: it computes, moves and measures; the parent only says when.  Every line in 
 
     flock     {"go": round, "peers": [peer id, ...]} -> {"header": [content id, bytes]} as soon as it is encoded;
               {"header": [peer, content id, bytes]} from the parent stands for the header that gossip brings;
-              -> {"done": seconds, "parts": {...}, "hash": of the folded model}
+              -> {"done": seconds, "parts": {...}};
+              {"check": true} -> {"hash": of the folded model}, once all are done: nobody's check slows another down
     hivemind  {"use": compression} -> {"ready": true}
               {"go": round} -> {"matched": seconds}, once the group is formed;
-              {"average": true} -> {"done": seconds, "error": distance to the true mean, relative}
+              {"average": true} -> {"done": seconds};
+              {"check": true} -> {"error": distance to the true mean, relative}
 
-The steps of `flock` are those of a round: what node/driver.py has its trainer and its swarm process do.
+The steps of `flock` are those of a round: what node/driver.py has its trainer and its swarm process do, by the same
+code (node/spreading.py).
 """
 
 from __future__ import annotations
@@ -30,7 +33,11 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    import trio
+
     from p2pflock.learning.codec import F32
+    from p2pflock.node.spreading import Spreading
+    from p2pflock.primitives.cid import CID
 
 CHUNK, K, WEIGHT = 4096, 64, 1920
 HIVEMIND_SECONDS = 300.0
@@ -59,7 +66,7 @@ async def be_flock(number: int, peers: int, parameters: int, host: str, bootstra
     )
     async with trio.open_nursery() as nursery:
         swarm = await HivemindSwarm.start(nursery, config)
-        peer = _Flock(number, peers, parameters, swarm)
+        peer = _Flock(number, peers, parameters, swarm, nursery)
         say(peer=swarm.peer.hex(), addresses=list(swarm.bootstrap_addresses))
         arrived = await swarm.arrivals()
         nursery.start_soon(peer.note_arrivals, arrived)
@@ -68,6 +75,8 @@ async def be_flock(number: int, peers: int, parameters: int, host: str, bootstra
                 nursery.start_soon(peer.play, command["go"], [bytes.fromhex(each) for each in command["peers"]])
             elif "header" in command:
                 await peer.take_header(*command["header"])
+            elif "check" in command:
+                say(hash=peer.compute_hash())
             elif "addresses" in command:
                 for other, addresses in command["addresses"].items():
                     swarm.add_addresses(bytes.fromhex(other), addresses)
@@ -86,16 +95,17 @@ async def _commands() -> AsyncIterator[dict[str, Any]]:
 
 
 class _Flock:
-    def __init__(self, number: int, peers: int, parameters: int, swarm: Any) -> None:
+    def __init__(self, number: int, peers: int, parameters: int, swarm: Any, nursery: trio.Nursery) -> None:
         import trio
 
         from p2pflock.learning import compiled
         from p2pflock.learning.codec import Shape
 
         compiled.find(parameters)
-        self._number, self._peers, self._swarm = number, peers, swarm
+        self._number, self._peers, self._swarm, self._nursery = number, peers, swarm, nursery
+        self._spreading: Spreading | None = None
         self._shape = Shape(parameters, CHUNK, K)
-        self._checkpoint = draw(0, parameters)
+        self._checkpoint = self._result = draw(0, parameters)
         self._delta = draw(1 + number, parameters)
         self._feedback = np.zeros(parameters, np.float32)
         self._headers: dict[bytes, tuple[int, int]] = {}  # content id -> (author, bytes)
@@ -107,7 +117,7 @@ class _Flock:
         async for key, cid in arrived:
             if key == self._key:
                 self._held.add(cid.to_bytes())
-                self._wanted.unpark_all()
+                self._wake()
 
     async def take_header(self, author: int, cid: str, size: int) -> None:
         from p2pflock.primitives.cid import CID
@@ -115,7 +125,12 @@ class _Flock:
         raw = bytes.fromhex(cid)
         self._headers[raw] = author, size
         await self._swarm.expect(self._key, CID.from_bytes(raw), size)
+        self._wake()
+
+    def _wake(self) -> None:
         self._wanted.unpark_all()
+        if self._spreading is not None:
+            self._spreading.wake()
 
     async def play(self, round_: int, members: list[bytes]) -> None:
         """Encode, exchange, decode and fold."""
@@ -133,7 +148,7 @@ class _Flock:
         await self._swarm.offer(self._key, cid, payload)
         self._headers[cid.to_bytes()] = self._number, len(payload)
         say(header=[cid.to_bytes().hex(), len(payload)])
-        await self._spread(members, hashlib.sha256(self._key).digest())
+        await self._spread(members, cid)
         payloads = await self._swarm.collect(self._key)
         exchanged = time.perf_counter()
         ordered = sorted(payloads, key=lambda each: self._headers[each.to_bytes()][0])
@@ -145,41 +160,39 @@ class _Flock:
             parts={"encode": encoded - begin, "exchange": exchanged - encoded, "decode and fold": end - exchanged},
             payloads=len(payloads),
             bytes=len(payload),
-            hash=hashlib.sha256(result.tobytes()).hexdigest(),
         )
+        self._result = result
         await self._swarm.forget(_round_key(round_ - 2))  # the last ones may still be asked for
 
-    async def _spread(self, members: list[bytes], beacon: bytes) -> None:
-        """As RoundDriver._swap_loop: beacon-drawn hops, then what is missing from its author."""
+    def compute_hash(self) -> str:
+        return hashlib.sha256(self._result.tobytes()).hexdigest()
+
+    async def _spread(self, members: list[bytes], cid: CID) -> None:
+        """The driver's own code (node/spreading.py), until everything is here."""
         import trio
 
-        from p2pflock.errors import FlockError
-        from p2pflock.node.driver import FETCH_PAUSE_SECONDS, FIRST_PAUSE_SECONDS, SWAP_SECONDS
-        from p2pflock.protocol.committee import compute_hops, compute_partner
+        from p2pflock.node.spreading import Spreading, Surroundings
+        from p2pflock.primitives.cid import CID
 
-        hop, seats, pause = 0, frozenset(range(self._peers)), FIRST_PAUSE_SECONDS
-        while len(self._held) < self._peers:
-            missing = [author for raw, (author, _) in self._headers.items() if raw not in self._held]
-            if not missing:
-                with trio.move_on_after(FETCH_PAUSE_SECONDS):
-                    await self._wanted.park()
-                continue
-            if hop < compute_hops(self._peers):
-                partner = compute_partner(beacon, hop, seats, self._number)
-            else:
-                partner = missing[hop % len(missing)]
-            hop += 1
-            new: Any = ()
-            if partner is not None:
-                try:
-                    new = await self._swarm.swap(self._key, members[partner], deadline_seconds=SWAP_SECONDS)
-                except FlockError as error:
-                    print(f"peer {self._number}: {error}", file=sys.stderr)
-            self._held.update(cid.to_bytes() for cid in new)
-            pause = FIRST_PAUSE_SECONDS if new else min(2 * pause, FETCH_PAUSE_SECONDS)
-            if not new and hop >= compute_hops(self._peers):
-                with trio.move_on_after(pause):
-                    await self._wanted.park()
+        around = Surroundings(
+            group=lambda: frozenset(range(self._peers)),
+            missing=lambda: {
+                author: CID.from_bytes(raw) for raw, (author, _) in self._headers.items() if raw not in self._held
+            },
+            peer_of=members.__getitem__,
+            neighbours=lambda: members,
+            may_hop=lambda: True,
+            now=time.monotonic,
+            on_failed=lambda reason: print(f"peer {self._number}: {reason}", file=sys.stderr),
+        )
+        beacon = hashlib.sha256(self._key).digest()
+        self._spreading = Spreading(self._swarm, self._key, beacon, self._number, around)
+        self._nursery.start_soon(self._spreading.give, cid)  # to its end: others may wait for it when we have all
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._spreading.run)
+            while len(self._held) < self._peers:
+                await self._wanted.park()
+            nursery.cancel_scope.cancel()
 
 
 def _round_key(round_: int) -> bytes:
@@ -220,11 +233,12 @@ def be_hivemind(number: int, peers: int, parameters: int, host: str, bootstrap: 
             begin = time.perf_counter()
             control.allow_allreduce()
             group = control.result(timeout=HIVEMIND_SECONDS)
-            seconds = time.perf_counter() - begin
+            say(done=time.perf_counter() - begin, group=len(group))
+        elif "check" in command:
             with averager.get_tensors() as tensors:
                 mean = base * ((peers + 1) / 2)
                 error = float(np.linalg.norm(tensors[0].numpy() - mean) / np.linalg.norm(mean))
-            say(done=seconds, error=error, group=len(group))
+            say(error=error)
     if averager is not None:
         averager.shutdown()
     dht.shutdown()

@@ -192,6 +192,13 @@ class Exchange(Protocol):
         """Give a partner what it lacks and take what we lack; returns what arrived.  UnavailableError."""
         ...
 
+    async def give(
+        self, round_key: bytes, cid: CID, partners: Sequence[bytes], *, deadline_seconds: float
+    ) -> Sequence[bytes]:
+        """Send a payload that we offered just now to partners that can not have it yet, without asking; those that
+        confirm it in time.  Whoever does not expect it lets it go after a moment."""
+        ...
+
     async def collect(self, round_key: bytes) -> Mapping[CID, bytes]:
         """Everything of the round that is here and matches its content id."""
         ...

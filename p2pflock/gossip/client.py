@@ -134,18 +134,31 @@ class HivemindSwarm:
         arrived = await self._child.call("swap", params, deadline_seconds=deadline_seconds + 5.0)
         return [CID.from_bytes(cid) for cid in arrived]
 
+    async def give(
+        self, round_key: bytes, cid: CID, partners: Sequence[bytes], *, deadline_seconds: float
+    ) -> Sequence[bytes]:
+        params = {
+            "round": round_key,
+            "cid": cid.to_bytes(),
+            "partners": list(partners),
+            "deadline": float(deadline_seconds),
+            "addresses": {peer: list(self._known[peer]) for peer in partners if peer in self._known},
+        }
+        has: list[bytes] = await self._child.call("give", params, deadline_seconds=deadline_seconds + 5.0)
+        return has
+
     async def collect(self, round_key: bytes) -> Mapping[CID, bytes]:
         held = await self._child.call("held", {"round": round_key})
         if not held:
             return {}
         payloads = self._payloads.setdefault(round_key, {})
-        for raw in held:
-            cid = CID.from_bytes(raw)
-            if cid not in payloads:
-                # One by one: a frame of the pipe has a size limit, a round has none.
-                payload = await self._child.call("payload", {"round": round_key, "cid": raw})
-                if payload is not None:
-                    payloads[cid] = payload
+        lacking = [raw for raw in held if CID.from_bytes(raw) not in payloads]
+        while lacking:  # a frame of the pipe has a size limit, a round has none
+            some = await self._child.call("payloads", {"round": round_key, "cids": lacking})
+            if not some:
+                break
+            payloads.update((CID.from_bytes(raw), payload) for raw, payload in some)
+            lacking = [raw for raw in lacking if CID.from_bytes(raw) not in payloads]
         return dict(payloads)
 
     async def forget(self, round_key: bytes) -> None:

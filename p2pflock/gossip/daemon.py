@@ -16,7 +16,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from p2pflock.primitives import peerid
 DIRECTORY_PREFIX = "p2pflock-gossip-"
 DHT_WAIT_SECONDS = 3.0  # for one answer of one node
 CONNECT_SECONDS = 5.0
+GIVE_WAY_SECONDS = 0.5  # to a peer that may be dialling us: two trips there and back, and then some
 RETRY_SECONDS = 0.5  # between attempts to reach a bootstrap peer
 MAINTENANCE_SECONDS = 5.0
 PING_PAUSE_SECONDS = 60.0  # before we ask a peer again that does not speak our DHT
@@ -65,6 +66,7 @@ class Stack:
     directory: Path
     known: dict[bytes, tuple[str, ...]]  # where peers listen, as far as we were told
     lock: int
+    met: set[bytes] = field(default_factory=set)  # whom we had a connection with when we last looked
 
     def remember(self, peer: bytes, addresses: Sequence[str]) -> None:
         """Keep where a peer listens; malformed and surplus addresses are dropped."""
@@ -73,11 +75,26 @@ class Stack:
             self.known[peer] = usable[:MAX_ADDRESSES_PER_PEER]
 
     async def connect(self, peer: bytes) -> None:
-        """Dial a peer whose addresses we know; where that fails, p2pd's own routing may still find it."""
+        """Dial a peer whose addresses we know; where that fails, p2pd's own routing may still find it.
+
+        Of two that want each other at once the lower peer id dials.  p2pd dials from the port that it listens on, so
+        two dials at once are one TCP connection that both opened: it fails, and neither tries again for seconds."""
         addresses = [_transport_address(address) for address in self.known.get(peer, ())]
-        if addresses:
-            with contextlib.suppress(P2PDaemonError, OSError, asyncio.TimeoutError, EOFError):
-                await asyncio.wait_for(self.p2p._client.connect(PeerID(peer), addresses), CONNECT_SECONDS)
+        if not addresses or peer in self.met:
+            return
+        with contextlib.suppress(P2PDaemonError, OSError, asyncio.TimeoutError, EOFError):
+            give_way_until = time.monotonic() + (GIVE_WAY_SECONDS if peer < self.peer else 0.0)
+            while not await self._is_connected(peer):
+                if time.monotonic() >= give_way_until:
+                    await asyncio.wait_for(self.p2p._client.connect(PeerID(peer), addresses), CONNECT_SECONDS)
+                    break
+                await asyncio.sleep(GIVE_WAY_SECONDS / 10)
+            if len(self.met) >= MAX_KNOWN_PEERS:
+                self.met.clear()
+            self.met.add(peer)
+
+    async def _is_connected(self, peer: bytes) -> bool:
+        return any(info.peer_id.to_bytes() == peer for info in await self.p2p.list_peers())
 
     async def maintain(self) -> None:
         """Runs for ever: comes back after isolation, and brings connected peers into the DHT's routing."""

@@ -1,4 +1,4 @@
-"""Payloads between two peers: each tells what it lacks, each sends what the other lacks.
+"""Payloads between two peers: each tells what it lacks, each sends what the other lacks; or one gives its own.
 
 Law: a session is one authenticated stream, symmetric after the first frame.  Every read is bounded in size by
 the frame it expects and in time by the idle limit and the session's deadline; a payload is buffered only up to
@@ -12,6 +12,11 @@ Frames: kind (1 byte), body length (4 bytes, big endian), body.  Initiator first
     DONE     nothing more will be sent.  The responder sends it after the initiator's, so that the initiator
              knows on receipt that all it sent has arrived, and closes.
     YIELD    answer to HELLO: my own session to you is under way (both called at once); the lower peer id wins
+    GIVE     canonical msgpack [version, round key, content id, size] in place of HELLO, the CHUNKs right behind it:
+             a gift, a session of its own kind, for a payload that was made just now, so that nobody can have it and
+             asking first would only cost a round trip.  The answer is DONE, as soon as the payload is here.
+A gift's chunks are not read before the node expects that payload of at least that size (the header that names it
+is under way too), and it is refused when that takes longer than a moment.
 A partner has one session per round with us.  A later one means that it gave the earlier one up, which then
 ends; the serial tells which is later, since streams may overtake one another.
 
@@ -30,7 +35,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from p2pflock.errors import InvalidMessageError, RemoteProtocolError, UnavailableError
+from p2pflock.errors import InvalidMessageError, LocalProtocolError, RemoteProtocolError, UnavailableError
 from p2pflock.gossip.pool import MAX_PAYLOADS_PER_ROUND, MAX_ROUND_KEY_BYTES, PayloadPool
 from p2pflock.primitives import unixfs, wire
 from p2pflock.primitives.cid import CID
@@ -39,9 +44,18 @@ from p2pflock.primitives.cid import SIZE_BYTES as CID_BYTES
 VERSION = 1
 CHUNK_BYTES = 256 << 10
 YIELD_SECONDS = 0.3  # its HELLO left before its YIELD did
-HELLO, PAYLOAD, CHUNK, DONE, YIELD = range(1, 6)
+EXPECT_SECONDS = 3.0  # for the header that names a gift
+HELLO, PAYLOAD, CHUNK, DONE, YIELD, GIVE = range(1, 7)
 MAX_HELLO_BYTES = 128 + MAX_PAYLOADS_PER_ROUND * (CID_BYTES + 2)
-_MAX_BODY = {HELLO: MAX_HELLO_BYTES, PAYLOAD: CID_BYTES + 8, CHUNK: CHUNK_BYTES, DONE: 0, YIELD: 0}
+MAX_GIVE_BYTES = 128 + CID_BYTES
+_MAX_BODY = {
+    HELLO: MAX_HELLO_BYTES,
+    PAYLOAD: CID_BYTES + 8,
+    CHUNK: CHUNK_BYTES,
+    DONE: 0,
+    YIELD: 0,
+    GIVE: MAX_GIVE_BYTES,
+}
 _HASH_IN_THREAD_BYTES = 1 << 20
 
 OpenStream = Callable[[bytes], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
@@ -123,6 +137,35 @@ class PayloadExchange:
         except (TimeoutError, asyncio.TimeoutError) as error:
             raise UnavailableError(f"partner did not finish within {deadline_seconds:g} s") from error
 
+    async def give(
+        self, round_key: bytes, cid: CID, partners: Sequence[bytes], deadline_seconds: float
+    ) -> Sequence[bytes]:
+        """Send one payload of the pool to several partners side by side; who has it now."""
+        payload = self._pool.find(round_key, cid)
+        if payload is None:
+            raise LocalProtocolError("only a payload that is here can be given")
+
+        async def give(partner: bytes) -> bool:
+            with contextlib.suppress(Exception):  # whatever opening a stream may raise
+                return await asyncio.wait_for(self._give(round_key, cid, payload, partner), deadline_seconds)
+            return False
+
+        has = await asyncio.gather(*map(give, partners))
+        return [partner for partner, is_there in zip(partners, has, strict=True) if is_there]
+
+    async def _give(self, round_key: bytes, cid: CID, payload: bytes, partner: bytes) -> bool:
+        reader, writer = await self._open_stream(partner)
+        session = _Session(self, reader, writer, round_key)
+        sending = asyncio.ensure_future(session.send_gift(cid, payload))
+        try:
+            # A partner that has it already says so before it has read all.
+            kind, _ = await session.read_frame()
+            return kind == DONE
+        finally:
+            sending.cancel()
+            await asyncio.gather(sending, return_exceptions=True)
+            _abort(writer)
+
     async def _swap(self, round_key: bytes, partner: bytes) -> list[CID]:
         name = round_key, partner
         if name in self._incoming:
@@ -200,7 +243,11 @@ class PayloadExchange:
         self, partner: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         session = _Session(self, reader, writer, b"")
-        round_key, serial, wants = _parse_hello(*await session.read_frame())
+        kind, body = await session.read_frame()
+        if kind == GIVE:
+            await self._take_gift(session, *_parse_give(body))
+            return
+        round_key, serial, wants = _parse_hello(kind, body)
         name = round_key, partner
         outgoing = self._outgoing.get(name)
         if outgoing is not None and (outgoing.established or self._peer < partner):
@@ -224,6 +271,28 @@ class PayloadExchange:
             if self._incoming.get(name) is incoming:
                 del self._incoming[name]
         await session.wait_closed()
+
+    async def _take_gift(self, session: _Session, round_key: bytes, cid: CID, size: int) -> None:
+        pool, loop = self._pool, asyncio.get_running_loop()
+        if pool.find(round_key, cid) is None:
+            if not pool.is_expected(round_key, cid, size):
+                # Attack: gifts of what nobody has named.  Nothing of it is read until it is, or it ends here.
+                named = loop.create_future()
+                with (
+                    pool.watch(round_key, cid, lambda: named.done() or named.set_result(None)),
+                    contextlib.suppress(TimeoutError, asyncio.TimeoutError),
+                ):
+                    await asyncio.wait_for(named, EXPECT_SECONDS)
+                if not pool.is_expected(round_key, cid, size):
+                    self.refused_sessions += 1
+                    return
+            pool.claim(round_key, {cid}, loop.time())
+            try:
+                session.round_key = round_key
+                await session.receive_payload(cid, size)
+            finally:
+                pool.release(round_key, {cid})
+        await session.finish()
 
     # --- for sessions ---------------------------------------------------------------------------------
     def draw_serial(self) -> int:
@@ -276,6 +345,14 @@ class _Session:
         await self._send(YIELD)
         await self.wait_closed()
 
+    async def finish(self) -> None:
+        await self._send(DONE)
+        await self.wait_closed()
+
+    async def send_gift(self, cid: CID, payload: bytes) -> None:
+        await self._send(GIVE, wire.pack([VERSION, self.round_key, cid.to_bytes(), len(payload)]))
+        await self._send_chunks(payload)
+
     async def run(self, wants: Sequence[CID], *, is_initiator: bool) -> list[CID]:
         """Send and receive side by side; what arrived."""
 
@@ -310,10 +387,13 @@ class _Session:
             if payload is None:
                 continue
             await self._send(PAYLOAD, cid.to_bytes() + len(payload).to_bytes(8, "big"))
-            view = memoryview(payload)
-            for start in range(0, len(view), CHUNK_BYTES):
-                await self._send(CHUNK, view[start : start + CHUNK_BYTES])
-            owner.payload_bytes_sent += len(payload)
+            await self._send_chunks(payload)
+
+    async def _send_chunks(self, payload: bytes) -> None:
+        view = memoryview(payload)
+        for start in range(0, len(view), CHUNK_BYTES):
+            await self._send(CHUNK, view[start : start + CHUNK_BYTES])
+        self._owner.payload_bytes_sent += len(payload)
 
     async def _receive_payloads(self) -> list[CID]:
         arrived: list[CID] = []
@@ -327,10 +407,10 @@ class _Session:
             if size > self._wanted.pop(cid, -1):
                 self._owner.pool.refused += 1
                 raise InvalidMessageError("a payload that was not asked for")
-            if await self._receive_payload(cid, size):
+            if await self.receive_payload(cid, size):
                 arrived.append(cid)
 
-    async def _receive_payload(self, cid: CID, size: int) -> bool:
+    async def receive_payload(self, cid: CID, size: int) -> bool:
         owner, buffer = self._owner, bytearray()
         try:
             while len(buffer) < size:
@@ -407,6 +487,18 @@ def _parse_hello(kind: int, body: bytes) -> tuple[bytes, int, list[CID]]:
     if any(type(cid) is not bytes for cid in wants) or len(set(wants)) != len(wants):
         raise InvalidMessageError("malformed HELLO")
     return round_key, serial, [CID.from_bytes(cid) for cid in wants]
+
+
+def _parse_give(body: bytes) -> tuple[bytes, CID, int]:
+    value = wire.unpack(body, max_bytes=MAX_GIVE_BYTES)
+    if type(value) is not list or len(value) != 4 or value[0] != VERSION:
+        raise InvalidMessageError("malformed GIVE")
+    round_key, cid, size = value[1:]
+    if type(round_key) is not bytes or not 0 < len(round_key) <= MAX_ROUND_KEY_BYTES:
+        raise InvalidMessageError("malformed GIVE")
+    if type(cid) is not bytes or type(size) is not int or size < 0:
+        raise InvalidMessageError("malformed GIVE")
+    return round_key, CID.from_bytes(cid), size
 
 
 def _follow(source: asyncio.Future[list[CID]], target: asyncio.Future[list[CID]]) -> None:

@@ -10,8 +10,9 @@ the lie was heard first.  The id alone says what the bytes are; a size is only a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from collections.abc import Set as AbstractSet
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from p2pflock.errors import InvalidMessageError, LocalProtocolError
@@ -56,6 +57,7 @@ class PayloadPool:
         self._rounds: dict[bytes, _Round] = {}
         self._max_total_bytes = max_total_bytes
         self._promised_bytes = 0  # sum over all expected sizes, held or not
+        self._watching: set[tuple[bytes, CID, Callable[[], object]]] = set()
         self.refused = 0
 
     @property
@@ -93,6 +95,24 @@ class PayloadPool:
             raise InvalidMessageError("payloads of the open rounds exceed the memory bound")
         round_.expected[cid] = size_bytes
         self._promised_bytes += more_bytes
+        for key, named, tell in list(self._watching):
+            if (key, named) == (round_key, cid):
+                tell()
+
+    def is_expected(self, round_key: bytes, cid: CID, size_bytes: int) -> bool:
+        """Whether a payload of this size would be taken in."""
+        round_ = self._rounds.get(round_key)
+        return round_ is not None and size_bytes <= round_.expected.get(cid, -1)
+
+    @contextmanager
+    def watch(self, round_key: bytes, cid: CID, tell: Callable[[], object]) -> Iterator[None]:
+        """Within the block `tell` is called when the node names this content id, or a larger size of it."""
+        entry = round_key, cid, tell
+        self._watching.add(entry)
+        try:
+            yield
+        finally:
+            self._watching.discard(entry)
 
     def wanted(self, round_key: bytes) -> dict[CID, int]:
         """Content id -> largest size of what is expected and not here."""

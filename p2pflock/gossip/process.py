@@ -29,6 +29,7 @@ from p2pflock.gossip.pool import MAX_TOTAL_BYTES, PayloadPool
 from p2pflock.primitives.cid import CID
 
 TRAFFIC_SECONDS = 0.5
+FRAME_BYTES = 8 << 20  # of payloads in one answer over the pipe, unless one alone is larger
 MAX_LOGGED_FAULTS = 50
 
 
@@ -63,8 +64,9 @@ class GossipProcess:
             "offer": self.offer,
             "expect": self.expect,
             "swap": self.swap,
+            "give": self.give,
             "held": self.held,
-            "payload": self.payload,
+            "payloads": self.payloads,
             "forget": self.forget,
             "restrict": self.restrict,
             "average": self.average,
@@ -75,8 +77,11 @@ class GossipProcess:
 
     async def _open_stream(self, partner: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         await self._stack.connect(partner)
-        peer = PeerID(partner)
-        _, reader, writer = await self._stack.p2p.call_binary_stream_handler(peer, self._stream)
+        try:
+            _, reader, writer = await self._stack.p2p.call_binary_stream_handler(PeerID(partner), self._stream)
+        except BaseException:
+            self._stack.met.discard(partner)  # gone, or never reached: dialled again next time
+            raise
         return reader, writer
 
     # --- discovery ------------------------------------------------------------------------------------
@@ -126,11 +131,28 @@ class GossipProcess:
         arrived = await self._exchange.swap(params["round"], params["partner"], params["deadline"])
         return [cid.to_bytes() for cid in arrived]
 
+    async def give(self, params: dict[str, Any]) -> list[bytes]:
+        for peer, addresses in params["addresses"].items():
+            self._stack.remember(peer, addresses)
+        cid = CID.from_bytes(params["cid"])
+        return list(await self._exchange.give(params["round"], cid, params["partners"], params["deadline"]))
+
     async def held(self, params: dict[str, Any]) -> list[bytes]:
         return [cid.to_bytes() for cid in self._pool.collect(params["round"])]
 
-    async def payload(self, params: dict[str, Any]) -> bytes | None:
-        return self._pool.find(params["round"], CID.from_bytes(params["cid"]))
+    async def payloads(self, params: dict[str, Any]) -> list[list[bytes]]:
+        """The first of these that are here, and as many of the next as make up a frame of bounded size."""
+        found: list[list[bytes]] = []
+        size = 0
+        for raw in params["cids"]:
+            payload = self._pool.find(params["round"], CID.from_bytes(raw))
+            if payload is None:
+                continue
+            size += len(payload)
+            if found and size > FRAME_BYTES:
+                break
+            found.append([raw, payload])
+        return found
 
     async def forget(self, params: dict[str, Any]) -> None:
         self._pool.forget(params["round"])

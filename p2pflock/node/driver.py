@@ -8,7 +8,7 @@ What we sign is on disk before it is sent: contribution header, proposal and vot
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
 
 import trio
@@ -17,8 +17,9 @@ from p2pflock.errors import FlockError, LocalProtocolError, RemoteProtocolError,
 from p2pflock.node.context import PeerContext
 from p2pflock.node.ledger import Decision
 from p2pflock.node.recordwork import RecordWork
+from p2pflock.node.spreading import Spreading, Surroundings
 from p2pflock.ports import PayloadScore, TrainResult
-from p2pflock.primitives import shuffle, unixfs
+from p2pflock.primitives import unixfs
 from p2pflock.primitives.cid import CID
 from p2pflock.protocol import ballots, rounds
 from p2pflock.protocol.attestation import build_attestation
@@ -26,8 +27,6 @@ from p2pflock.protocol.collection import Pacing
 from p2pflock.protocol.committee import (
     compute_beacon,
     compute_cohort,
-    compute_hops,
-    compute_partner,
     compute_score_seed,
     compute_seed_root,
     compute_vote_root,
@@ -50,14 +49,9 @@ RESEND_SECONDS = 2.0  # after a message was first sent; then thrice as long each
 RARELY_SECONDS = 30.0
 RESEND_GROWTH = 3.0
 OTHERS_SECONDS = 8.0  # others' messages are sent again after this long: usually they arrived
-SWAP_SECONDS = 15.0
-SWAP_PATIENCE_SECONDS = 1.0  # then the next partner is met beside the slow one
-SWAPS_AT_ONCE = 8
 AVERAGE_SECONDS = 20.0
-FETCH_PAUSE_SECONDS = 0.4
-FIRST_PAUSE_SECONDS = 0.025  # doubled while swaps bring nothing
+RETRY_SECONDS = 0.4
 INBOX = 4096
-SMALL_GROUP = 16  # that keeps step well enough to swap through one cycle of hops
 SMALL_COMMITTEE = 16  # seats up to which everything is said again as often as a small swarm may
 
 
@@ -122,7 +116,7 @@ class RoundDriver:
         self._started = self._header_at = self._payload_at = context.now
         self._collected_at = math.inf
         self._nursery: trio.Nursery | None = None
-        self._wanted = trio.lowlevel.ParkingLot()  # the swap loop, while no payload is missing
+        self._spreading = Spreading(context.swarm, self._key, self._beacon, self._seat, self._look_around())
         self._wake = math.inf
         self._tick = 0.0  # when time is to be looked at, whatever comes in
 
@@ -167,7 +161,7 @@ class RoundDriver:
         """The exchange holds a payload of this round."""
         if self._collected_at == math.inf:
             self._payload_at = self._context.now
-        self._wanted.unpark_all()
+        self._spreading.wake()
         self._feed(lambda now: self._round.on_payload(payload, now))
 
     @property
@@ -195,7 +189,8 @@ class RoundDriver:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             nursery.start_soon(self._resend_loop)
-            nursery.start_soon(self._swap_loop)
+            if not self._context.facts.is_dense:
+                nursery.start_soon(self._spreading.run)
             await self._begin()
             while self._decided is None:
                 step = None
@@ -270,7 +265,7 @@ class RoundDriver:
     async def _expect(self, header: ContributionHeader) -> None:
         try:
             await self._context.swarm.expect(self._key, header.payload, header.payload_bytes)
-            self._wanted.unpark_all()
+            self._spreading.wake()
         except RemoteProtocolError as error:  # more than we have room for
             self._context.events.emit("dropped", what="contribution", reason=str(error))
 
@@ -327,6 +322,8 @@ class RoundDriver:
         self._own_header = header
         self._header_at = max(self._header_at, min(self._context.now, self._collected_at))
         self._feed(lambda now: self._round.on_contribution(header, now))
+        if not self._context.facts.is_dense and self._nursery is not None:
+            self._nursery.start_soon(self._spreading.give, header.payload)
         await self._publish(header)
 
     async def _score(self, headers: tuple[ContributionHeader, ...]) -> None:
@@ -403,7 +400,7 @@ class RoundDriver:
                 await self._work.take_mean(group, mean)
             except FlockError as error:
                 context.events.emit("dropped", what="dense average", reason=str(error))
-                await trio.sleep(FETCH_PAUSE_SECONDS)
+                await trio.sleep(RETRY_SECONDS)
                 continue
             seats = {seat for h in group if (seat := context.committee.index_of(h.peer)) is not None}
             break
@@ -428,7 +425,7 @@ class RoundDriver:
                 break
             except UnavailableError as error:
                 self._context.events.emit("dropped", what="part of a proposal", reason=str(error))
-                await trio.sleep(FETCH_PAUSE_SECONDS)
+                await trio.sleep(RETRY_SECONDS)
         if reason:
             self._context.events.emit("dropped", what="proposal", reason=reason)
         self._feed(lambda now: self._round.on_checked(digest, not reason, now))
@@ -520,6 +517,21 @@ class RoundDriver:
         return max(0.0, self._payload_at - self._header_at) + self._context.now - collected
 
     # --- spreading ---
+    def _look_around(self) -> Surroundings:
+        """For spreading.py: the living of the committee and of the cohort swap; whoever is neither takes what its
+        neighbours have."""
+        context = self._context
+        is_member = self._seat in self._shards or context.seat is not None
+        return Surroundings(
+            group=lambda: (self._live() & self.awaited) | {self._seat} if is_member else None,
+            missing=lambda: {s: h.payload for s, h in self._round.collection.missing_payloads().items()},
+            peer_of=context.peer_of,
+            neighbours=context.host.connected_peers,
+            may_hop=lambda: self._own_header is not None or self._cohort.is_drawn,
+            now=lambda: context.now,
+            on_failed=lambda reason: context.events.emit("dropped", what="swap", reason=reason),
+        )
+
     async def _resend_loop(self) -> None:
         """Each message again and again, at growing distances: gossip over TCP seldom loses one, and what it costs
         to repeat them grows with the square of the members.  What all resend at once must not outweigh what they
@@ -546,84 +558,3 @@ class RoundDriver:
             case Proposal():
                 author = message.proposer
         return author == self._context.signer.peer_id
-
-    async def _swap_loop(self) -> None:
-        """Payloads spread epidemically among those whom the round waits for, and from them to everybody else.
-
-        Who trains, or scores, swaps with partners that the beacon draws: log2(n) hops, after which all have all if
-        all went well, and twice as many where the group is large, since partners never keep step; then whatever is
-        still missing comes from its author.  Everybody else takes what its neighbours have: they are spread evenly
-        over the swarm, so nobody serves more than a few.
-
-        Attack, and everyday life: a partner that is frozen keeps a swap waiting until its deadline.  It must not keep
-        the others waiting: with a third of the peers away in every round that would be every round.
-        """
-        context = self._context
-        if context.facts.is_dense:
-            return
-        hop, arrived, pause = 0, set[CID](), FIRST_PAUSE_SECONDS
-        swapping: set[bytes] = set()
-        while True:
-            lacking = self._round.collection.missing_payloads()
-            missing = [seat for seat, header in lacking.items() if header.payload not in arrived]
-            if not missing:  # a hop now would bring nothing: whoever lacks ours asks for it
-                with trio.move_on_after(FETCH_PAUSE_SECONDS):
-                    await self._wanted.park()
-                continue
-            if self._seat in self._shards or context.seat is not None:
-                group = self._get_group()
-                hops = compute_hops(len(group)) * (2 if len(group) > SMALL_GROUP else 1)
-                if hop < hops and (self._own_header is not None or self._cohort.is_drawn):
-                    partner = self._get_peer(compute_partner(self._beacon, hop, group, self._seat))
-                    hop += 1
-                else:
-                    busy = swapping | {context.signer.peer_id}
-                    partner = self._draw_from([s for s in missing if context.peer_of(s) not in busy], hop)
-                    hop += partner is not None
-            else:
-                hops = 0
-                partner = self._draw_neighbour(hop)
-                hop += 1
-            if partner is None or partner in swapping or len(swapping) >= SWAPS_AT_ONCE:
-                await trio.sleep(FETCH_PAUSE_SECONDS)
-                continue
-            assert self._nursery is not None
-            swapping.add(partner)
-            ended, known = trio.Event(), len(arrived)
-            self._nursery.start_soon(self._swap, partner, swapping, arrived, ended)
-            with trio.move_on_after(SWAP_PATIENCE_SECONDS):
-                await ended.wait()
-            pause = min(2 * pause, FETCH_PAUSE_SECONDS) if len(arrived) == known else FIRST_PAUSE_SECONDS
-            if hop >= hops and len(arrived) == known:
-                with trio.move_on_after(pause):  # what we lack may be on its way from another
-                    await self._wanted.park()
-
-    async def _swap(self, partner: bytes, swapping: set[bytes], arrived: set[CID], ended: trio.Event) -> None:
-        context = self._context
-        try:
-            arrived.update(await context.swarm.swap(self._key, partner, deadline_seconds=SWAP_SECONDS))
-        except FlockError as error:
-            context.events.emit("dropped", what="swap", reason=str(error))
-            await trio.sleep(FETCH_PAUSE_SECONDS)  # not the same one again at once
-        finally:
-            swapping.discard(partner)
-            ended.set()
-
-    def _get_group(self) -> frozenset[int]:
-        """Who swaps: the living of the committee and of the cohort."""
-        return (self._live() & self.awaited) | {self._seat}
-
-    def _get_peer(self, place: int | None) -> bytes | None:
-        return None if place is None else self._context.peer_of(place)
-
-    def _draw_from(self, places: Sequence[int], hop: int) -> bytes | None:
-        return self._get_peer(places[hop % len(places)] if places else None)
-
-    def _draw_neighbour(self, hop: int) -> bytes | None:
-        """The next of those we are connected with, in an order of our own."""
-        connected = sorted(self._context.host.connected_peers())
-        if not connected:
-            return None
-        cycle, step = divmod(hop, len(connected))
-        seed = shuffle.derive(self._beacon, "neighbour", self._seat, cycle)
-        return connected[shuffle.shuffled(seed, len(connected))[step]]

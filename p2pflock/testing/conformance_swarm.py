@@ -161,6 +161,44 @@ async def check_arrivals_are_told_in_order(swarms: Sequence[Swarm], peers: Peers
         await swarm.forget(round_key)
 
 
+async def check_a_gift_reaches_who_expects_it(swarms: Sequence[Swarm], peers: Peers, salt: str) -> None:
+    """Whether its header comes before it or just after, and nobody else; absent partners are left out."""
+    round_key = salt.encode()[:60]
+    cid, payload = _payload(salt, 300_000)
+    nobody = peers[0][:6] + hashlib.sha256(salt.encode()).digest()
+    await swarms[0].offer(round_key, cid, payload)
+    await swarms[1].expect(round_key, cid, len(payload))
+    has: list[bytes] = []
+    async with trio.open_nursery() as nursery:
+
+        async def give() -> None:
+            has.extend(await swarms[0].give(round_key, cid, [*peers[1:3], nobody], deadline_seconds=DEADLINE_SECONDS))
+
+        nursery.start_soon(give)
+        await _until(lambda: _holds(swarms[1], round_key, cid))
+        await swarms[2].expect(round_key, cid, len(payload))
+    assert has == list(peers[1:3])
+    for swarm in swarms:
+        assert dict(await swarm.collect(round_key)) == {cid: payload}
+        await swarm.forget(round_key)
+    await _raises(LocalProtocolError, lambda: swarms[0].give(round_key, cid, peers[1:2], deadline_seconds=1.0))
+
+
+async def _holds(swarm: Swarm, round_key: bytes, cid: CID) -> bool:
+    return cid in await swarm.collect(round_key)
+
+
+async def check_a_gift_that_nobody_named_is_none(swarms: Sequence[Swarm], peers: Peers, salt: str) -> None:
+    round_key = salt.encode()[:60]
+    cid, payload = _payload(salt, 50_000)
+    await swarms[0].offer(round_key, cid, payload)
+    await swarms[1].expect(round_key, cid, len(payload) - 1)
+    assert list(await swarms[0].give(round_key, cid, peers[1:2], deadline_seconds=1.0)) == []
+    assert await swarms[1].collect(round_key) == {}
+    for swarm in swarms[:2]:
+        await swarm.forget(round_key)
+
+
 async def check_absent_partner_is_unavailable(swarms: Sequence[Swarm], peers: Peers, salt: str) -> None:
     nobody = peers[0][:6] + hashlib.sha256(salt.encode()).digest()
     await _raises(UnavailableError, lambda: swarms[0].swap(b"round", nobody, deadline_seconds=2.0))
@@ -211,6 +249,8 @@ CHECKS: Sequence[Check] = (
     check_payloads_spread_through_others,
     check_only_expected_payloads_enter,
     check_arrivals_are_told_in_order,
+    check_a_gift_reaches_who_expects_it,
+    check_a_gift_that_nobody_named_is_none,
     check_absent_partner_is_unavailable,
     check_average_has_the_same_bits,
     check_average_without_a_member_is_none,

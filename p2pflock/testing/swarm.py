@@ -28,6 +28,8 @@ MAX_VALUE_BYTES = 8 << 10
 MAX_TTL_SECONDS = 600.0
 ARRIVALS_BUFFERED = 8192
 HELLO_BYTES = 120  # gossip/exchange.py: round key, serial, framing; each wanted id comes on top
+GIVE_BYTES, DONE_BYTES = 110, 5
+EXPECT_SECONDS = 3.0
 RECORD_BYTES = 120  # of a DHT record beside its value: subkey, expiry, signature
 
 Latency = Callable[[bytes, bytes], float]  # (from, to) -> seconds one way; math.inf: frozen
@@ -161,6 +163,40 @@ class FakeSwarm:
         if scope.cancelled_caught:
             raise UnavailableError(f"partner did not finish within {deadline_seconds:g} s")
         return arrived
+
+    async def give(
+        self, round_key: bytes, cid: CID, partners: Sequence[bytes], *, deadline_seconds: float
+    ) -> Sequence[bytes]:
+        payload = self.pool.find(round_key, cid)
+        if payload is None:
+            raise LocalProtocolError("only a payload that is here can be given")
+        has: set[bytes] = set()
+        with trio.move_on_after(deadline_seconds):
+            async with trio.open_nursery() as nursery:
+                for partner in partners:
+                    nursery.start_soon(self._give_one, round_key, cid, payload, partner, has)
+        return [partner for partner in partners if partner in has]
+
+    async def _give_one(self, round_key: bytes, cid: CID, payload: bytes, partner: bytes, has: set[bytes]) -> None:
+        network = self._network
+        await network.travel(self._peer, partner, GIVE_BYTES + len(payload))
+        other = network.swarms.get(partner)
+        if other is None or network.loss(self._peer, partner):
+            return
+        self.control_bytes += GIVE_BYTES
+        self.sent_bytes += len(payload)
+        other.received_bytes += len(payload)
+        if not other.pool.is_expected(round_key, cid, len(payload)):
+            named = trio.Event()
+            with other.pool.watch(round_key, cid, named.set), trio.move_on_after(EXPECT_SECONDS):
+                await named.wait()
+            if not other.pool.is_expected(round_key, cid, len(payload)):
+                return
+        if network.swarms.get(partner) is not other:
+            return
+        other.pool.accept(round_key, cid, payload)
+        await network.travel(partner, self._peer, DONE_BYTES)
+        has.add(partner)
 
     async def _swap_on_wires(self, round_key: bytes, partner: bytes) -> list[CID]:
         """As gossip/exchange.py: my wants; its wants and what I lack; what it lacks."""

@@ -404,3 +404,103 @@ def test_strangers_are_turned_away_when_restricted(run):
         assert await c.exchange.swap(ROUND, b"a", 3) == [WANTED]
 
     run(scenario)
+
+
+# --- gifts -------------------------------------------------------------------------------------------------
+def gift(cid, size, round_key=ROUND):
+    return frame(ex.GIVE, wire.pack([ex.VERSION, round_key, cid.to_bytes(), size]))
+
+
+def test_a_gift_reaches_all_who_expect_it(run):
+    async def scenario(net):
+        a, others = await net.add(b"a"), [await net.add(name) for name in (b"b", b"c", b"d")]
+        mine = payload("a", 600_000)
+        a.pool.offer(ROUND, *mine)
+        for other in others[:2]:
+            other.pool.expect(ROUND, mine[0], 600_000)
+        giving = asyncio.create_task(a.exchange.give(ROUND, mine[0], [b"b", b"c", b"d", b"nobody"], 10))
+        while not others[2].exchange._sessions:  # it waits for the header, and reads nothing meanwhile
+            await asyncio.sleep(0)
+        others[2].pool.expect(ROUND, mine[0], 600_000)
+        assert await giving == [b"b", b"c", b"d"]
+        assert all(other.pool.collect(ROUND) == dict([mine]) for other in others)
+        assert a.exchange.payload_bytes_sent == 3 * 600_000
+
+    run(scenario)
+
+
+def test_who_has_it_already_says_so_before_it_reads(run):
+    async def scenario(net):
+        a, b = await net.add(b"a"), await net.add(b"b")
+        mine = payload("a", 5_000_000)
+        for peer in (a, b):
+            peer.pool.offer(ROUND, *mine)
+        assert await a.exchange.give(ROUND, mine[0], [b"b"], 10) == [b"b"]
+        assert a.exchange.payload_bytes_sent == b.exchange.payload_bytes_received == 0
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("size", [1000, 1001])
+def test_a_gift_that_nobody_named_ends_after_a_moment(run, monkeypatch, size):
+    """Nor one that is larger than was named."""
+    monkeypatch.setattr(ex, "EXPECT_SECONDS", 0.05)
+
+    async def scenario(net):
+        a, b = await net.add(b"a"), await net.add(b"b")
+        mine = payload("a", size)
+        a.pool.offer(ROUND, *mine)
+        b.pool.expect(ROUND, mine[0] if size > 1000 else payload("another")[0], 1000)
+        assert await a.exchange.give(ROUND, mine[0], [b"b"], 10) == []
+        assert b.exchange.refused_sessions == 1
+        assert not b.pool.collect(ROUND)
+        assert not b.pool._watching
+
+    run(scenario)
+
+
+RUDE_GIFTS = {
+    "other bytes": lambda cid: gift(cid, 1000) + frame(ex.CHUNK, bytes(1000)),
+    "too long": lambda cid: gift(cid, 1000) + frame(ex.CHUNK, bytes(1001)),
+    "stops": lambda cid: gift(cid, 1000) + frame(ex.CHUNK, bytes(999)),
+    "empty chunks": lambda cid: gift(cid, 1000) + frame(ex.CHUNK, b"") * 3,
+    "not a chunk": lambda cid: gift(cid, 1000) + frame(ex.PAYLOAD, bytes(44)),
+    "malformed": lambda cid: frame(ex.GIVE, wire.pack([ex.VERSION, ROUND, cid.to_bytes(), -1])),
+    "oversized": lambda cid: frame(ex.GIVE, size=ex.MAX_GIVE_BYTES + 1),
+}
+
+
+@pytest.mark.parametrize("name", RUDE_GIFTS)
+def test_a_rude_giver_costs_one_session(run, name):
+    async def scenario(net):
+        a, b = await net.add(b"a", QUICK), await net.add(b"b")
+        cid, data = payload("wanted")
+        b.pool.offer(ROUND, cid, data)
+        a.pool.expect(ROUND, cid, 1000)
+        reader, writer = await net.opener(b"x")(b"a")
+        writer.write(RUDE_GIFTS[name](cid))
+        assert await reader.read() == b""
+        assert a.exchange.broken_sessions == 1
+        assert a.exchange._buffered_bytes == 0
+        assert not a.pool.collect(ROUND)
+        assert await a.exchange.swap(ROUND, b"b", 10) == [cid]  # the claim ended with the session
+
+    run(scenario)
+
+
+def test_a_frozen_taker_does_not_keep_the_others_waiting(run):
+    async def scenario(net):
+        frozen = asyncio.Event()
+
+        async def hold(partner, reader, writer):
+            await frozen.wait()
+
+        a, b = await net.add(b"a"), await net.add(b"b")
+        await net.listen(b"z", hold)
+        mine = payload("a", 5_000_000)
+        a.pool.offer(ROUND, *mine)
+        b.pool.expect(ROUND, mine[0], 5_000_000)
+        assert await a.exchange.give(ROUND, mine[0], [b"z", b"b"], 0.5) == [b"b"]
+        frozen.set()
+
+    run(scenario)
