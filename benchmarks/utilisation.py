@@ -70,10 +70,28 @@ def measure_ours(swarm: NamespacedSwarm) -> dict[str, Any]:
                 "round seconds": wall / (last - 1),
                 "train seconds": sum(steps) / (last - 1),
                 "rounds": last - 1,
+                "seconds beside steps": measure_rest(entries, last),
                 "contributions": [len(decided[r]["contributors"]) for r in range(2, last + 1)],
             }
         )
     return {"peers": peers, "utilisation": statistics.fmean(p["utilisation"] for p in peers)}
+
+
+STAGES = ("training", "contributed", "collected", "scored", "decided")
+
+
+def measure_rest(entries: list[dict[str, Any]], last: int) -> dict[str, float]:
+    """What a counted round is made of beside its steps, mean seconds up to each event; `training`: since the round
+    before was decided."""
+    seen = {(e["event"], e["round"]): e for e in reversed(entries) if e["event"] in STAGES}
+    spent = dict.fromkeys(STAGES, 0.0)
+    for round_ in range(2, last + 1):
+        before = seen["decided", round_ - 1]["seen"]
+        for stage in STAGES:
+            if event := seen.get((stage, round_)):
+                spent[stage] += event["seen"] - before - event.get("train_seconds", 0.0)
+                before = event["seen"]
+    return {stage: round(seconds / (last - 1), 2) for stage, seconds in spent.items()}
 
 
 def run_dense(network: Network, rounds: int, steps: int, batch_size: int) -> dict[str, Any]:
@@ -144,6 +162,8 @@ def describe(name: str, found: dict[str, Any]) -> None:
             f"  {name} peer {number}: {100 * row['utilisation']:.1f} %  "
             f"({row['train seconds']:.1f} s of steps in a round of {row['round seconds']:.1f} s)"
         )
+        if rest := row.get("seconds beside steps"):
+            print("      beside steps: " + ", ".join(f"{seconds} s until {stage}" for stage, seconds in rest.items()))
 
 
 def main(arguments: list[str]) -> int:
