@@ -60,15 +60,6 @@ def compute_direction(gradient: F32) -> F32:
     return direction
 
 
-def subtract(weights: F32, payload: Sparse | F32) -> F32:
-    """`weights` after this payload alone; a copy."""
-    if isinstance(payload, Sparse):
-        result = weights.copy()
-        result[payload.indices] -= payload.values()
-        return result
-    return weights - payload
-
-
 class Yardstick:
     """What all payloads of a round are measured by: made once, so that each can be scored as it arrives.
 
@@ -80,6 +71,7 @@ class Yardstick:
 
     def __init__(self, weights: F32, gradient: F32, loss: Callable[[F32], float]) -> None:
         self._weights = weights
+        self._trial = weights.copy()  # equal to weights between two scores
         self._direction = compute_direction(gradient)
         self._length = _compute_length(self._direction)
         self._loss = loss
@@ -91,4 +83,14 @@ class Yardstick:
             return INVALID
         cosine = _compute_cosine(payload, self._direction, self._length)
         cosine_micro = -MICRO if math.isnan(cosine) else to_micro(cosine, MICRO)
-        return PayloadScore(True, cosine_micro, to_micro(self._loss(subtract(self._weights, payload)) - self._before))
+        return PayloadScore(True, cosine_micro, to_micro(self._try_out(payload) - self._before))
+
+    def _try_out(self, payload: Sparse | F32) -> float:
+        """The loss after this payload alone."""
+        if not isinstance(payload, Sparse):
+            return self._loss(self._weights - payload)
+        self._trial[payload.indices] -= payload.values()
+        try:
+            return self._loss(self._trial)
+        finally:
+            self._trial[payload.indices] = self._weights[payload.indices]
