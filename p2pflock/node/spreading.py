@@ -18,7 +18,7 @@ Neither may keep the others waiting: with a third of the peers away in every rou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import trio
@@ -56,7 +56,7 @@ class Surroundings:
     group: Callable[[], frozenset[int] | None]
     missing: Callable[[], Mapping[int, CID]]
     peer_of: Callable[[int], bytes]
-    neighbours: Callable[[], Sequence[bytes]]
+    neighbours: Callable[[], Iterable[bytes]]
     may_hop: Callable[[], bool]
     now: Callable[[], float]
     on_failed: Callable[[str], None]
