@@ -54,6 +54,10 @@ COMMITTEE, COHORT = 64, 64
 PARAMETERS, CHUNK, K = 61_440, 4096, 2048
 BITS_PER_SECOND, LATENCY_SECONDS, LOSS, CHURN = 50e6, (0.020, 0.120), 0.01, 0.01
 SKIPPED_ROUNDS = 1
+JUDGED = (
+    "latency_median", "latency_p95", "bytes_median", "bytes_p95", "bytes_active", "bytes_active_p95",
+    "payload_median", "control_median",
+)  # fmt: skip
 FLAT = 1.2  # bytes per peer at the largest size over those at the smallest
 
 
@@ -236,7 +240,7 @@ def measure(peers: int, rounds: int, seed: int) -> dict[str, Any]:
     gc.collect()
     middle = {key: statistics.median(row[key] for row in rows) for key in rows[0] if key != "round"}
     quiet = [row for row in rows if not row["absent"]]
-    for key in ("latency_median", "latency_p95", "bytes_median", "bytes_p95", "payload_median", "control_median"):
+    for key in JUDGED:
         middle[f"quiet_{key}"] = statistics.median(row[key] for row in quiet or rows)
     return {"peers": peers, **middle, "rounds": rows, "wall_seconds": round(time.perf_counter() - begun, 1)}
 
@@ -253,6 +257,8 @@ def _summarise(swarm: SimulatedSwarm, meters: Sequence[Meter], round_: int) -> d
     payload = [m.decided[round_][1] - m.decided[round_ - 1][1] for m in steady]
     control = [m.decided[round_][2] - m.decided[round_ - 1][2] for m in steady]
     total = [a + b for a, b in zip(payload, control, strict=True)]
+    named = {entry.seat for entry in (*record.contributions, *record.absent)} | set(range(len(swarm.committee.seats)))
+    active = [bytes_ for m, bytes_ in zip(steady, total, strict=True) if m.peer.number in named]
     return {
         "round": round_,
         "contributions": len(record.contributions),
@@ -260,6 +266,8 @@ def _summarise(swarm: SimulatedSwarm, meters: Sequence[Meter], round_: int) -> d
         "record_bytes": len(record.encode()),
         "bytes_median": statistics.median(total),
         "bytes_p95": quantile(total, 0.95),
+        "bytes_active": statistics.median(active),
+        "bytes_active_p95": quantile(active, 0.95),
         "payload_median": statistics.median(payload),
         "payload_p95": quantile(payload, 0.95),
         "control_median": statistics.median(control),
@@ -321,7 +329,11 @@ def conclude(report: Report, points: Sequence[dict[str, Any]], out: Path | None)
     span = f"{last['peers']} to {first['peers']} peers"
     report.judge(f"bytes per peer and round, median, ratio of {span}", last["quiet_bytes_median"] / first["quiet_bytes_median"],
                  FLAT, at_least=False)  # fmt: skip
-    report.judge(f"the same, p95, ratio of {span}", last["quiet_bytes_p95"] / first["quiet_bytes_p95"], FLAT, at_least=False)
+    for key, name in (
+        ("quiet_bytes_p95", "p95"), ("quiet_bytes_active", "committee and cohort, median"),
+        ("quiet_bytes_active_p95", "committee and cohort, p95"),
+    ):  # fmt: skip
+        report.judge(f"the same, {name}, ratio of {span}", last[key] / first[key], FLAT, at_least=False)
     for key, name in (("quiet_latency_median", "median peer"), ("quiet_latency_p95", "p95 peer")):
         report.judge(f"decision latency, {name}, ratio of {span} (log n grows by as much)", last[key] / first[key],
                      growth, at_least=False)  # fmt: skip

@@ -273,20 +273,20 @@ class PayloadExchange:
         await session.wait_closed()
 
     async def _take_gift(self, session: _Session, round_key: bytes, cid: CID, size: int) -> None:
-        pool = self._pool
+        pool, loop = self._pool, asyncio.get_running_loop()
         if pool.find(round_key, cid) is None:
             if not pool.is_expected(round_key, cid, size):
                 # Attack: gifts of what nobody has named.  Nothing of it is read until it is, or it ends here.
-                named = asyncio.Event()
+                named = loop.create_future()
                 with (
-                    pool.watch(round_key, cid, named.set),
+                    pool.watch(round_key, cid, lambda: named.done() or named.set_result(None)),
                     contextlib.suppress(TimeoutError, asyncio.TimeoutError),
                 ):
-                    await asyncio.wait_for(named.wait(), EXPECT_SECONDS)
+                    await asyncio.wait_for(named, EXPECT_SECONDS)
                 if not pool.is_expected(round_key, cid, size):
                     self.refused_sessions += 1
                     return
-            pool.claim(round_key, {cid}, asyncio.get_running_loop().time())
+            pool.claim(round_key, {cid}, loop.time())
             try:
                 session.round_key = round_key
                 await session.receive_payload(cid, size)

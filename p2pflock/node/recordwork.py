@@ -50,6 +50,7 @@ class RecordWork:
         self._folds: dict[tuple[tuple[CID, int], ...], FoldResult] = {}
         self._folding = trio.Lock()
         self._mean: tuple[frozenset[CID], FoldResult] | None = None
+        self._facts: validation.RoundFacts | None = None  # of the round after the parent asked for last
 
     async def take_mean(self, headers: Sequence[ContributionHeader], mean: bytes) -> None:
         """Dense mode: the mean over exactly these contributions.  Raises InvalidMessageError."""
@@ -66,16 +67,6 @@ class RecordWork:
     ) -> RoundRecord:
         """Our own candidate.  Raises RemoteProtocolError when a payload is gone."""
         return await self._rebuild(parent, headers, cards, absent, parent.attestation)
-
-    async def fold_ahead(
-        self, parent: Decision, headers: Sequence[ContributionHeader], cards: Sequence[Scorecard]
-    ) -> None:
-        """What a proposal over these would make us fold; kept for when it comes."""
-        context = self._context
-        held = await context.swarm.collect(context.round_key(parent.record.round + 1))
-        if all(header.payload in held for header in headers):
-            settled = settlement.settle(context.committee, context.ledger.tables, headers, cards)
-            await self._fold_settled(parent.record.round + 1, headers, settled.weights, held)
 
     async def check(self, parent: Decision, proposal: Proposal, collection: Collection) -> str:
         """Why the proposal is wrong, or an empty string when it is right.
@@ -182,20 +173,19 @@ class RecordWork:
             raise InvalidMessageError(f"record differs from ours in {_describe_difference(rebuilt, record)}")
 
     # --- gathering ---
-    def _facts(self, record: RoundRecord) -> validation.RoundFacts:
-        parent = self._context.ledger.at(record.round - 1)
-        assert parent is not None
-        committee = self._context.committee
-        beacon = compute_beacon(committee.task, committee.epoch, record.round, parent.cid.digest)
-        facts = self._context.facts
-        return validation.facts_of(
-            committee,
-            parent.record,
-            parent.head,
-            beacon,
-            max_steps=facts.max_steps,
-            batch_size=facts.batch_size,
-        )
+    def _facts_after(self, parent: Decision) -> validation.RoundFacts:
+        if self._facts is None or self._facts.parent != parent.cid:
+            committee, facts = self._context.committee, self._context.facts
+            round_ = parent.record.round + 1
+            self._facts = validation.facts_of(
+                committee,
+                parent.record,
+                parent.head,
+                compute_beacon(committee.task, committee.epoch, round_, parent.cid.digest),
+                max_steps=facts.max_steps,
+                batch_size=facts.batch_size,
+            )
+        return self._facts
 
     async def _gather(
         self, record: RoundRecord, collection: Collection, sources: Sequence[bytes]
@@ -204,12 +194,14 @@ class RecordWork:
         known_headers = {h.cid(): h for h in collection.headers.values()} | self._headers
         known_cards = {c.cid(): c for c in collection.scorecards.values()} | self._cards
         context = self._context
+        parent = context.ledger.at(record.round - 1)
+        assert parent is not None
         headers, cards = [], []
         for contribution in record.contributions:
             header = known_headers.get(contribution.header)
             if header is None:
                 header = ContributionHeader.decode(await self._blocks.get(contribution.header, sources))
-                validation.require(validation.validate_header(self._facts(record), header))
+                validation.require(validation.validate_header(self._facts_after(parent), header))
                 self._headers[contribution.header] = header
             if context.committee.index_of(header.peer) != contribution.seat:
                 raise InvalidMessageError("contribution names the wrong seat")
@@ -218,7 +210,7 @@ class RecordWork:
             card = known_cards.get(cid)
             if card is None:
                 card = Scorecard.decode(await self._blocks.get(cid, sources))
-                validation.require(validation.validate_scorecard(self._facts(record), card))
+                validation.require(validation.validate_scorecard(self._facts_after(parent), card))
                 self._cards[cid] = card
             cards.append(card)
         return headers, cards
@@ -266,7 +258,7 @@ class RecordWork:
         headers = sorted(headers, key=lambda header: context.committee.index_of(header.peer) or 0)
         payloads = {} if context.facts.is_dense else await self._payloads(headers, sources)
         settled = settlement.settle(
-            context.committee, context.ledger.tables, headers, cards
+            context.committee, context.ledger.tables, headers, cards, panels=self._facts_after(parent).panels
         )
         if context.facts.is_dense:
             fold = self._get_mean(headers)

@@ -1,7 +1,7 @@
 """The committee of an epoch, and everything that a beacon draws from it.
 
 Law: pure functions of the snapshot and of 32-byte seeds: who is a member, what weighs enough, who contributes,
-proposes, trains on which shard and swaps with whom.  All weighing is integer arithmetic: "more than two thirds" is
+proposes, trains on which shard, scores whom and swaps with whom.  All weighing is integer arithmetic: "more than two thirds" is
 3 w > 2 W, so rounding can never make a quorum.  Whether a snapshot is the chain's is not decided here.
 
 The roster is the seats, which vote, and behind them the trainers, which do not.  Everybody on it is named by its
@@ -12,15 +12,18 @@ which contributions it holds, has some influence on it.  It draws schedules with
 public batch (that comes from unique signatures, compute_score_seed).
 
 Sources: Knödel, "New gossips and telephones", Discrete Mathematics 13 (1975), for compute_partner;
-Efraimidis & Spirakis (2006) for weighted sampling without replacement.
+Efraimidis & Spirakis (2006) for weighted sampling without replacement; Madow (1949) for systematic sampling (Panels).
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import accumulate
 
 from p2pflock.errors import InvalidMessageError, LocalProtocolError
 from p2pflock.primitives import shuffle, signing
@@ -35,6 +38,9 @@ from p2pflock.protocol.messages import (
     Trainer,
     Vote,
 )
+
+SMALL_COHORT = 16  # up to here every validator scores every contribution
+OPINIONS = 25  # on each contribution of a larger one; odd, so that half of them is no majority
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,6 +308,62 @@ def compute_partner(beacon: bytes, hop: int, members: Iterable[int], me: int) ->
 
 
 # --- scoring --------------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class Panels:
+    """Who scores which contribution of a round, and what its opinion weighs.
+
+    In a small cohort everybody scores everything, and an opinion weighs its author's stake.  In a larger one the
+    cost of that grows with committee times cohort, so each contribution has a panel of OPINIONS opinions, which
+    the seats hold by their stake: a seat with a tenth of it holds two or three, most hold one or none.
+    """
+
+    committee: Committee
+    cohort: Cohort
+    drawn: Mapping[int, Mapping[int, int]] | None  # place -> seat -> opinions; None: everybody scores everything
+
+    def weight_of(self, seat: int, place: int) -> int:
+        """Of what a seat says of the contribution at a place of the roster; 0 when it was not drawn for it."""
+        if self.drawn is None:
+            return self.committee.seats[seat].weight_wei
+        return self.drawn.get(place, {}).get(seat, 0)
+
+    def count(self, seat: int) -> int:
+        """How many contributions the seat may score at most."""
+        if self.drawn is None:
+            return len(self.cohort.members)
+        return sum(seat in panel for panel in self.drawn.values())
+
+    def is_enough(self, weight: int) -> bool:
+        """Whether opinions of this weight together make a score.
+
+        Attack: a proposer leaves out a third of the cards, and with them all but two members of one panel."""
+        return weight > 0 if self.drawn is None else 2 * weight > OPINIONS
+
+
+def compute_panels(committee: Committee, cohort: Cohort, beacon: bytes) -> Panels:
+    """Draw the panels of a round: the same number of opinions on each contribution, none of them its author's.
+
+    Systematic sampling, for each contribution anew: the other seats stand on a line in drawn order, each as long as
+    its stake, and the opinions are points at equal distances on it.  So a seat's number of opinions is its share of
+    them, rounded up or down, and one stake split into many seats gains nothing.
+
+    Opinions follow stake and are then counted alike.  Seats drawn as heads would let a third of the stake, on one
+    seat among light ones, own every panel it is on.
+    """
+    size = len(committee.seats)
+    if len(cohort.members) <= SMALL_COHORT or size <= OPINIONS + 1:
+        return Panels(committee, cohort, None)
+    drawn: dict[int, Mapping[int, int]] = {}
+    for place in cohort.members:
+        seed = shuffle.derive(beacon, "panel", place)
+        line = [seat for seat in shuffle.shuffled(seed, size) if seat != place]
+        ends = list(accumulate(committee.seats[seat].weight_wei for seat in line))
+        first = int.from_bytes(shuffle.derive(seed, "start"), "big") * ends[-1] >> 256  # uniform on the line
+        points = ((first + number * ends[-1] // OPINIONS) % ends[-1] for number in range(OPINIONS))
+        drawn[place] = Counter(line[bisect_right(ends, point)] for point in points)
+    return Panels(committee, cohort, drawn)
+
+
 def compute_seed_root(task: bytes, round_: int, parent: CID) -> bytes:
     """32 bytes whose BLS signature is a scorecard's `seed_proof`."""
     body = parent.to_bytes() + round_.to_bytes(8, "big")

@@ -27,7 +27,13 @@ from p2pflock.primitives import bls, dagcbor
 from p2pflock.primitives.cid import CID
 from p2pflock.protocol import settlement
 from p2pflock.protocol.attestation import verify_attestation
-from p2pflock.protocol.committee import Committee, compute_beacon, compute_cohort, compute_seed_root
+from p2pflock.protocol.committee import (
+    Committee,
+    compute_beacon,
+    compute_cohort,
+    compute_panels,
+    compute_seed_root,
+)
 from p2pflock.protocol.lineage import (
     MAX_WEIGHTS_BYTES,
     Get,
@@ -438,7 +444,8 @@ def _find_participation_flaw(
         if header.shard != drawn[seat]:
             return f"seat {seat} trained on another shard than was drawn for it"
     try:
-        settled = settlement.settle(committee, tables, headers, cards)
+        panels = compute_panels(committee, cohort, beacon)
+        settled = settlement.settle(committee, tables, headers, cards, panels=panels)
         rebuilt = settlement.compute_record(
             parent=parent,
             parent_attestation=record.parent_attestation,

@@ -27,9 +27,10 @@ from dataclasses import dataclass
 from p2pflock.primitives.cid import CID
 from p2pflock.protocol import ballots
 from p2pflock.protocol.collection import Added, Collection, Pacing, Waiting
-from p2pflock.protocol.committee import Cohort, Committee
+from p2pflock.protocol.committee import Cohort, Committee, Panels
 from p2pflock.protocol.consensus import Consensus
 from p2pflock.protocol.messages import Absentee, ContributionHeader, Proposal, Scorecard, Vote
+from p2pflock.protocol.settlement import find_overreach
 
 
 class Phase(enum.Enum):
@@ -88,14 +89,6 @@ class BuildCandidate:
 
 
 @dataclass(frozen=True, slots=True)
-class FoldAhead:
-    """Somebody else is about to propose, most likely this: fold it beside the proposer, not after it."""
-
-    headers: tuple[ContributionHeader, ...]
-    scorecards: tuple[Scorecard, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class HeaderEquivocation:
     """Evidence: two headers of one seat for this round."""
 
@@ -111,7 +104,6 @@ Effect = (
     | ScoreContributions
     | Probe
     | BuildCandidate
-    | FoldAhead
     | HeaderEquivocation
     | ballots.Effect
 )
@@ -127,6 +119,7 @@ class Round:
         pacing: grace windows.
         is_dense: the group averages instead of exchanging and scoring payloads.
         cohort: who contributes; by default every seat.
+        panels: who scores whom; by default every seat everybody.
     """
 
     def __init__(
@@ -138,6 +131,7 @@ class Round:
         *,
         is_dense: bool = False,
         cohort: Cohort | None = None,
+        panels: Panels | None = None,
     ) -> None:
         self._committee = committee
         self._seat = seat
@@ -145,6 +139,7 @@ class Round:
         self._pacing = pacing
         self.collection = Collection(committee, cohort)
         self._cohort = self.collection.cohort
+        self._panels = panels or Panels(committee, self._cohort, None)
         self._is_voter = seat < len(committee.seats)
         self._is_closed = False
         self.phase = Phase.COLLECTING
@@ -214,9 +209,12 @@ class Round:
 
     def on_scorecard(self, card: Scorecard, now: float) -> tuple[Effect, ...]:
         self.collection.add_scorecard(card)
+        effects: tuple[Effect, ...] = ()
         if self._committee.seat_of(card.validator) == self._seat:
-            self._sound |= self._collected - self._invalid
-        return self._advance(now)
+            self._sound |= frozenset(filter(self.is_to_score, self._collected)) - self._invalid
+            if self._machine.get_proposer(self._machine.view) == self._seat:  # it looks at the others' while it waits
+                effects = self._probe(tuple(sorted(self._collected - self._sound - self._invalid)))
+        return effects + self._advance(now)
 
     def on_probed(self, sound: Iterable[int], invalid: Iterable[int], now: float) -> tuple[Effect, ...]:
         """The answer to `Probe`."""
@@ -260,6 +258,10 @@ class Round:
         """What to send again now and then, since gossip may lose messages."""
         return self._machine.resend() if self._machine_started and self._is_voter else ()
 
+    def is_to_score(self, place: int) -> bool:
+        """Whether the contribution at this place of the roster was drawn for us."""
+        return self._is_voter and self._panels.weight_of(self._seat, place) > 0
+
     # --- what next ---
     def _advance(self, now: float) -> tuple[Effect, ...]:
         effects: tuple[Effect, ...] = ()
@@ -282,7 +284,7 @@ class Round:
             elif self._cohort.has_quorum(ready):  # the grace runs
                 effects += self._finish_training()
         if self.phase is Phase.SCORING and (self._is_averaged or self._is_scored(now)):
-            effects += self._begin_deciding(now) + self._fold_ahead()
+            effects += self._begin_deciding(now)
         if self.phase is Phase.DECIDING:
             effects += self._propose_if_due()
         return effects
@@ -319,33 +321,21 @@ class Round:
         self.phase = Phase.DECIDING
         return stop + self._vote(self._machine.start(now))
 
-    def _fold_ahead(self) -> tuple[Effect, ...]:
-        included = self._get_proposable()
-        if self._is_dense or self._machine.get_proposer(self._machine.view) == self._seat or not included <= self._sound:
-            return ()
-        headers = self.collection.headers
-        return (
-            FoldAhead(
-                tuple(headers[seat] for seat in sorted(included)), tuple(self.collection.scorecards.values())
-            ),
-        )
-
     def _propose_if_due(self) -> tuple[Effect, ...]:
         """Ask for a candidate when it is our turn and there is a quorum to propose; once per content."""
         view = self._machine.view
-        cards = self.collection.scorecards
         if self._machine.get_proposer(view) != self._seat:
             return ()
         included = self._get_proposable()
         if unknown := () if self._is_dense else tuple(sorted(included - self._sound)):
             return self._probe(unknown)
-        if (
-            (included, frozenset(cards)) == self._built
-            or not self.collection.is_enough(included)
-            or not (self._is_averaged if self._is_dense else self._committee.has_quorum(cards))
-        ):
+        content = (included, frozenset(self.collection.scorecards))
+        if content == self._built or not self.collection.is_enough(included):
             return ()
-        self._built = (included, frozenset(cards))
+        cards = self._get_proposable_cards(included)
+        if not (self._is_averaged if self._is_dense else self._committee.has_quorum(cards)):
+            return ()
+        self._built = content
         headers = self.collection.headers
         return (
             BuildCandidate(
@@ -366,8 +356,18 @@ class Round:
             return scored
         return self.collection.ready() - self._invalid
 
+    def _get_proposable_cards(self, included: frozenset[int]) -> dict[int, Scorecard]:
+        """Whoever scored what was not drawn for it is left out: with its card the record would be refused."""
+        headers = self.collection.headers
+        places = {headers[place].cid(): place for place in included}
+        return {
+            seat: card
+            for seat, card in self.collection.scorecards.items()
+            if find_overreach(self._panels, seat, card, places) is None
+        }
+
     def _probe(self, seats: tuple[int, ...]) -> tuple[Effect, ...]:
-        if self._probing:
+        if self._probing or not seats:
             return ()
         self._probing = frozenset(seats)
         headers = self.collection.headers

@@ -9,8 +9,9 @@ Fold weights are sample counts, capped at twice their median.  Seats that sent t
 weight: what is sent twice is folded once.  Nothing in a round proves who was first.
 
 Rewards: budget = what the committee block grants for a round; TRAINER_BPS of it goes to accepted contributions
-by fold weight, the rest to validators whose scorecard is in the record, by stake and by how many of the others'
-contributions it scored (an empty card earns nothing).  All divisions round down and the remainder stays in
+by fold weight, the rest to validators whose scorecard is in the record, by how many of the others' contributions it
+scored and what its opinion weighs: its stake, or in a large cohort its part of the panel (an empty card earns
+nothing).  All divisions round down and the remainder stays in
 escrow, so the sum never exceeds the budget.
 """
 
@@ -24,7 +25,7 @@ from p2pflock.errors import InvalidMessageError
 from p2pflock.primitives import merkle
 from p2pflock.primitives.cid import CID
 from p2pflock.protocol import gate
-from p2pflock.protocol.committee import Committee, compute_beacon, compute_cohort
+from p2pflock.protocol.committee import Cohort, Committee, Panels, compute_beacon, compute_cohort
 from p2pflock.protocol.messages import (
     Absentee,
     Attestation,
@@ -89,6 +90,7 @@ def settle(
     headers: Sequence[ContributionHeader],
     scorecards: Sequence[Scorecard],
     *,
+    panels: Panels | None = None,
     rule: Callable[[Sequence[gate.Candidate], Sequence[Trust]], gate.Outcome] = gate.judge,
 ) -> Settlement:
     """Settle one round.
@@ -98,16 +100,21 @@ def settle(
         parent: the tables after the round before.
         headers: of the contributions in the record, at most one a place of the roster.
         scorecards: in the record, at most one a validator.
+        panels: who scores whom; by default every seat everybody, as in a small cohort.
         rule: the gate; another one only where rules are compared (benchmarks/attacks.py).
 
-    Raises InvalidMessageError for strangers and duplicates.
+    Raises InvalidMessageError for strangers, duplicates, and cards that score what was not drawn for them.
     """
+    panels = panels or Panels(committee, Cohort(committee, (), is_drawn=False), None)
     by_seat = _by_place(committee.index_of, [(header.peer, header) for header in headers])
     cards = _by_place(committee.seat_of, [(card.validator, card) for card in scorecards])
     seats = sorted(by_seat)
     ids = {seat: by_seat[seat].cid() for seat in seats}
     lines = {seat: _index(card) for seat, card in cards.items()}
-    opinions = {seat: _opinions(committee, lines, seat, ids[seat]) for seat in seats}
+    places = {ids[seat]: seat for seat in seats}
+    if any(find_overreach(panels, scorer, cards[scorer], places) is not None for scorer in lines):
+        raise InvalidMessageError("a scorecard scores a contribution that was not drawn for it")
+    opinions = {seat: _opinions(panels, lines, seat, ids[seat]) for seat in seats}
     candidates = [
         gate.Candidate(seat, by_seat[seat].peer, [line for line in opinions[seat] if line[0].is_valid])
         for seat in seats
@@ -116,7 +123,9 @@ def settle(
     gated = rule(candidates, parent.trust)
     weights = _weigh({entry.seat: by_seat[entry.seat] for entry in candidates if entry.seat not in gated.dropped})
     work = {
-        scorer: sum(seat != scorer and ids[seat] in scored for seat in seats)
+        scorer: sum(
+            panels.weight_of(scorer, places[cid]) for cid in scored if cid in places and places[cid] != scorer
+        )
         for scorer, scored in lines.items()
     }
     rewards = _reward(committee, parent, weights, work)
@@ -158,19 +167,30 @@ def _index(card: Scorecard) -> dict[CID, Score]:
     return {score.contribution: score for score in reversed(card.scores)}
 
 
+def find_overreach(panels: Panels, scorer: int, card: Scorecard, places: Mapping[CID, int]) -> int | None:
+    """A place whose contribution the card scores though it was not drawn for it: a record with both is refused.
+
+    Attack: a validator that scores whom it likes, beside those it was drawn for."""
+    if panels.drawn is None:
+        return None
+    named = (places[line.contribution] for line in card.scores if line.contribution in places)
+    return next((place for place in named if panels.weight_of(scorer, place) == 0), None)
+
+
 def _opinions(
-    committee: Committee, lines: Mapping[int, Mapping[CID, Score]], author: int, contribution: CID
+    panels: Panels, lines: Mapping[int, Mapping[CID, Score]], author: int, contribution: CID
 ) -> list[tuple[Score, int]]:
-    """(score, stake) of every validator but the author that scored it."""
-    return [
-        (scored[contribution], committee.seats[scorer].weight_wei)
+    """(score, weight) of every validator but the author that scored it, unless they are too few of a panel."""
+    found = [
+        (scored[contribution], panels.weight_of(scorer, author))
         for scorer, scored in lines.items()
         if scorer != author and contribution in scored
     ]
+    return found if panels.is_enough(sum(weight for _, weight in found)) else []
 
 
 def _is_refused(opinions: Sequence[tuple[Score, int]]) -> bool:
-    """More than half of the stake that looked at it says it is no payload."""
+    """More than half of those that looked at it, by weight, say it is no payload."""
     against = sum(weight for score, weight in opinions if not score.is_valid)
     return 2 * against > sum(weight for _, weight in opinions)
 
@@ -196,12 +216,11 @@ def _weigh(accepted: Mapping[int, ContributionHeader]) -> dict[int, int]:
 def _reward(
     committee: Committee, parent: Entries, weights: Mapping[int, int], work: Mapping[int, int]
 ) -> tuple[Reward, ...]:
-    """Cumulative rewards by address; `work` is the number of others' contributions a validator scored."""
+    """Cumulative rewards by address; `work` is what a validator's opinions on others' contributions weigh."""
     earned = {reward.address: reward.cumulative_wei for reward in parent.rewards}
     trainers_wei = committee.round_budget_wei * TRAINER_BPS // BPS
     validators_wei = committee.round_budget_wei - trainers_wei
-    efforts = {seat: committee.seats[seat].weight_wei * scored for seat, scored in work.items()}
-    for pot_wei, shares in ((trainers_wei, weights), (validators_wei, efforts)):
+    for pot_wei, shares in ((trainers_wei, weights), (validators_wei, work)):
         total = sum(shares.values())
         for seat, share in shares.items():
             due_wei = pot_wei * share // total if total else 0

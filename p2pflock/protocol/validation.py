@@ -16,7 +16,9 @@ from p2pflock.primitives import bls, peerid
 from p2pflock.primitives.cid import CID
 from p2pflock.protocol.committee import (
     Committee,
+    Panels,
     compute_cohort,
+    compute_panels,
     compute_proposer,
     compute_seed_root,
     compute_vote_root,
@@ -74,6 +76,7 @@ class RoundFacts:
     shards: Mapping[int, int]  # place in the roster -> shard, of everyone who may contribute
     max_steps: int  # local steps that the task allows
     batch_size: int  # samples of each
+    panels: Panels  # who scores whom
 
 
 def _rule_slot(facts: RoundFacts, task: bytes, round_: int, author: bytes) -> Ruling:
@@ -128,6 +131,10 @@ def validate_scorecard(facts: RoundFacts, card: Scorecard) -> Ruling:
         return slot
     if card.parent != facts.parent:
         return _reject("scored at another checkpoint")
+    seat = facts.committee.seat_of(card.validator)
+    # Whose contributions they are shows when all headers are there: settlement refuses a card then.
+    if seat is None or len(card.scores) > facts.panels.count(seat):
+        return _reject("more scores than were drawn for it")
     if len({score.contribution for score in card.scores}) != len(card.scores):
         return _reject("scores a contribution twice")
     if not _holds(facts, card.validator, card.signing_root(), card.signature):
@@ -210,7 +217,15 @@ def facts_of(
     max_steps: int,
     batch_size: int,
 ) -> RoundFacts:
-    shards = compute_cohort(committee, beacon).compute_shards(beacon)
+    cohort = compute_cohort(committee, beacon)
     return RoundFacts(
-        committee, parent.round + 1, parent.cid(), previous_head, beacon, shards, max_steps, batch_size
+        committee,
+        parent.round + 1,
+        parent.cid(),
+        previous_head,
+        beacon,
+        cohort.compute_shards(beacon),
+        max_steps,
+        batch_size,
+        compute_panels(committee, cohort, beacon),
     )

@@ -32,7 +32,10 @@ from p2pflock.protocol import settlement
 from p2pflock.protocol.attestation import build_attestation
 from p2pflock.protocol.committee import (
     Committee,
+    Panels,
     compute_beacon,
+    compute_cohort,
+    compute_panels,
     compute_score_seed,
     compute_seed_root,
     compute_shards,
@@ -111,9 +114,11 @@ class Forger:
     Attributes:
         has_quorum: the quorum signs what the forger made; otherwise it signed the honest record, and the forger
             can only put its own record in its place.
+        keeps_panels: validators score those whom they were drawn for.  Otherwise everybody scores everybody.
     """
 
     has_quorum = False
+    keeps_panels = True
 
     def on_headers(
         self, history: History, round_: int, headers: list[ContributionHeader]
@@ -264,15 +269,18 @@ async def _play(history: History, trainer: Trainer, forger: Forger, silent: set[
     parent = history.head
     round_ = parent.record.round + 1
     made = await _contribute(history, trainer, silent)
-    scored = await _score(history, trainer, made, silent)
-    honest = await _settle(history, trainer, made, scored, silent)
+    panels = _draw_panels(history)
+    scored = await _score(history, trainer, made, silent, panels)
+    honest = await _settle(history, trainer, made, scored, silent, panels)
     headers = forger.on_headers(history, round_, made)
-    if forger.has_quorum and headers != made:
-        scored = await _score(history, trainer, headers, silent)
+    if not forger.keeps_panels:
+        panels = Panels(history.committee, panels.cohort, None)
+    if (forger.has_quorum and headers != made) or not forger.keeps_panels:
+        scored = await _score(history, trainer, headers, silent, panels)
     cards = forger.on_cards(history, round_, scored)
     for message in (*headers, *cards):
         history.put(message.encode())
-    record = forger.on_record(history, await _settle(history, trainer, headers, cards, silent))
+    record = forger.on_record(history, await _settle(history, trainer, headers, cards, silent, panels))
     attestation = attest(history, record if forger.has_quorum else honest, parent.head)
     history.decisions.append(
         Decision(
@@ -287,15 +295,22 @@ async def _play(history: History, trainer: Trainer, forger: Forger, silent: set[
     await trainer.adopt(folded.model_hash)
 
 
+def _draw_panels(history: History) -> Panels:
+    parent, committee = history.head, history.committee
+    beacon = compute_beacon(committee.task, committee.epoch, parent.record.round + 1, parent.cid.digest)
+    return compute_panels(committee, compute_cohort(committee, beacon), beacon)
+
+
 async def _settle(
     history: History,
     trainer: Trainer,
     headers: Sequence[ContributionHeader],
     cards: Sequence[Scorecard],
     silent: set[int],
+    panels: Panels,
 ) -> RoundRecord:
     parent, committee = history.head, history.committee
-    settled = settlement.settle(committee, history.tables, headers, cards)
+    settled = settlement.settle(committee, history.tables, headers, cards, panels=panels)
     for header in headers:
         history.put(header.encode())
     record = settlement.compute_record(
@@ -352,20 +367,21 @@ async def _contribute(history: History, trainer: Trainer, silent: set[int]) -> l
 
 
 async def _score(
-    history: History, trainer: Trainer, headers: Sequence[ContributionHeader], silent: set[int]
+    history: History, trainer: Trainer, headers: Sequence[ContributionHeader], silent: set[int], panels: Panels
 ) -> list[Scorecard]:
     parent = history.head
     round_ = parent.record.round + 1
-    payloads = [history.get_file(header.payload) for header in headers]
+    payloads = {header: history.get_file(header.payload) for header in headers}
     cards = []
     for seat, signer in enumerate(history.signers):
         if seat in silent:
             continue
         proof = signer.sign_bls(compute_seed_root(parent.record.task, round_, parent.cid))
-        scores = await trainer.score(round_, payloads, compute_score_seed(proof))
+        drawn = [h for h in headers if panels.weight_of(seat, history.committee.index_of(h.peer) or 0)]
+        scores = await trainer.score(round_, [payloads[h] for h in drawn], compute_score_seed(proof))
         lines = tuple(
             Score(header.cid(), score.is_valid, score.cosine_micro, score.loss_delta_micro)
-            for header, score in zip(headers, scores, strict=True)
+            for header, score in zip(drawn, scores, strict=True)
         )
         card = Scorecard(parent.record.task, round_, parent.cid, signer.peer_id, proof, lines, b"")
         cards.append(history.sign_card(card))

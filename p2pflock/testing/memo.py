@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
-from p2pflock.node import intake
+from p2pflock.node import driver, intake
 from p2pflock.primitives import schema
 from p2pflock.primitives.cid import CID
 from p2pflock.protocol import committee, consensus, validation
@@ -39,8 +39,8 @@ def patches() -> Iterator[AbstractContextManager[Any]]:
     """Context managers under which these functions remember."""
     decode = schema.Record.decode.__func__  # type: ignore[attr-defined]
     encode, compute_cid = schema.Record.encode, schema.Record.cid
-    order = committee.compute_proposer_order
-    decoded, encoded, cids, orders, rulings = _Memo(), _Memo(), _Memo(), _Memo(), _Memo()
+    order, panels = committee.compute_proposer_order, committee.compute_panels
+    decoded, encoded, cids, orders, rulings, drawn = (_Memo() for _ in range(6))
 
     def decode_once(cls: type[schema.Record], data: bytes) -> Any:
         return decoded.get((cls, data), None, lambda: decode(cls, data))
@@ -54,6 +54,9 @@ def patches() -> Iterator[AbstractContextManager[Any]]:
     def order_once(of: committee.Committee, beacon: bytes, cycle: int) -> tuple[int, ...]:
         return orders.get((id(of), beacon, cycle), of, lambda: order(of, beacon, cycle))  # type: ignore[no-any-return]
 
+    def panels_once(of: committee.Committee, cohort: committee.Cohort, beacon: bytes) -> committee.Panels:
+        return drawn.get((id(of), cohort.members, beacon), of, lambda: panels(of, cohort, beacon))  # type: ignore[no-any-return]
+
     def judge_once(rule: Callable[..., validation.Ruling]) -> Callable[..., validation.Ruling]:
         def judge(facts: validation.RoundFacts, message: Any) -> validation.Ruling:
             key = rule, id(message), id(facts.committee), facts.parent, facts.previous_head, facts.beacon
@@ -66,5 +69,7 @@ def patches() -> Iterator[AbstractContextManager[Any]]:
     yield unittest.mock.patch.object(schema.Record, "cid", cid_once)
     for module in (committee, consensus):
         yield unittest.mock.patch.object(module, "compute_proposer_order", order_once)
+    for module in (driver, validation):
+        yield unittest.mock.patch.object(module, "compute_panels", panels_once)
     rules = {kind: judge_once(rule) for kind, rule in intake.RULES.items()}
     yield unittest.mock.patch.object(intake, "RULES", rules)

@@ -473,6 +473,7 @@ def _fast_and_inline() -> Iterator[None]:
         for module, name in (
             (bls, "verify"),
             (bls, "verify_possession"),
+            (bls.Scheme, "_read_signature"),
             (peerid, "verify_ed25519"),
             (peerid, "recover_address"),
         ):

@@ -37,12 +37,16 @@ class Wires:
     loss: float = 0.0
     _up: dict[bytes, float] = field(default_factory=dict)  # peer -> when its uplink is free
     _down: dict[bytes, float] = field(default_factory=dict)
+    _latencies: dict[tuple[bytes, bytes], float] = field(default_factory=dict)
 
     def latency(self, one: bytes, other: bytes) -> float:
         """Seconds one way; the same in both directions and in every run."""
-        share = zlib.crc32(min(one, other) + max(one, other)) / (1 << 32)
-        low, high = self.latency_seconds
-        return low + share * (high - low)
+        known = self._latencies.get((one, other))
+        if known is None:
+            share = zlib.crc32(min(one, other) + max(one, other)) / (1 << 32)
+            low, high = self.latency_seconds
+            known = self._latencies[one, other] = low + share * (high - low)
+        return known
 
     def send(self, sender: bytes, receiver: bytes, size_bytes: int) -> float:
         """Seconds from now until the last byte is there."""

@@ -14,7 +14,7 @@ import pytest
 
 from p2pflock.primitives.cid import CID
 from p2pflock.protocol import provenance
-from p2pflock.protocol.messages import Absentee, Judgement, Reward, Score, Trust
+from p2pflock.protocol.messages import Absentee, Judgement, Reward, Score, Scorecard, Trust
 from p2pflock.testing import history as histories
 from p2pflock.testing.history import Forger, History, SeededSigner
 from p2pflock.testing.tiny_task import build_spec
@@ -559,3 +559,27 @@ def test_what_a_quorum_may_decide() -> None:
     """The limit: a quorum that leaves a member out and calls it silent breaks no rule that anybody can check."""
     history = histories.build_now(rounds=ROUNDS, absent=[(ROUNDS, 3)])
     assert judge(history).failed == ()
+
+
+# --- panels ---------------------------------------------------------------------------------------------------
+LARGE = 27  # seats, the least of which not everybody scores everybody
+
+
+class Talkative(Forger):
+    """Every validator scores every contribution, and settlement counts all of it by stake."""
+
+    has_quorum = True
+    keeps_panels = False
+
+
+def test_a_large_committee_keeps_to_the_panels_that_were_drawn() -> None:
+    history = histories.build_now(rounds=1, peers=LARGE)
+    cards = [Scorecard.decode(history.store.get(cid)) for cid in history.head.record.scorecards]
+    assert {len(card.scores) for card in cards} < set(range(LARGE))
+    assert verdicts(judge(history)) == dict.fromkeys(provenance.QUESTIONS, PASS)
+
+
+def test_a_quorum_cannot_score_beyond_its_panels() -> None:
+    report = judge(histories.build_now(rounds=1, peers=LARGE, forger=Talkative()))
+    assert report.failed == ("participation",)
+    assert "not drawn" in report.findings["participation"].reason

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
+from dataclasses import replace
 
 import pytest
 import trio
 
+from p2pflock.primitives.cid import CID
 from p2pflock.protocol import provenance
-from p2pflock.protocol.committee import compute_beacon, compute_cohort
-from p2pflock.protocol.messages import Absence
+from p2pflock.protocol.committee import OPINIONS, compute_beacon, compute_cohort
+from p2pflock.protocol.messages import Absence, Score, Scorecard
 from p2pflock.testing.network import run_simulation
-from p2pflock.testing.simulation import SimulatedSwarm
+from p2pflock.testing.simulation import Conduct, SimulatedSwarm
 from p2pflock.testing.wires import Wires
 
 
@@ -109,6 +112,47 @@ def test_a_cohort_that_is_mostly_gone_does_not_stall_the_swarm():
         assert {Absence(entry.reason) for entry in record.absent} == {Absence.SILENT}
 
     simulate(scenario, rounds=9)
+
+
+class Meddler(Conduct):
+    """Has its say on a contribution that was not drawn for it, its own, in the place of one that was."""
+
+    def publish(self, topic, data):
+        if topic == "header":
+            self.own = CID.of_dag_cbor(data)
+        if topic != "scorecard":
+            return (data,)
+        card = Scorecard.decode(data)
+        card = replace(card, scores=(Score(self.own, True, 1_000_000, 0), *card.scores[1:]), signature=b"")
+        return (replace(card, signature=self.me.signer.sign_bls(card.signing_root())).encode(),)
+
+
+def test_a_large_committee_scores_in_panels_and_leaves_a_meddlers_card_out():
+    """28 peers, all of whom vote and contribute."""
+
+    async def main():
+        wires = Wires(random.Random(2))
+        async with SimulatedSwarm.open(peers=28, rounds=2, seed=2, conducts={5: Meddler()}, wires=wires) as swarm:
+            for peer in swarm.peers:
+                swarm.start(peer.number)
+            await swarm.until(lambda: all(peer.is_finished for peer in swarm.peers))
+            swarm.check()
+            for round_ in (1, 2):
+                record = swarm.peers[0].record(round_)
+                cards = [Scorecard.decode(swarm.peers[0].store.get(cid)) for cid in record.scorecards]
+                scorers = {swarm.committee.seat_of(card.validator) for card in cards}
+                assert scorers == set(range(28)) - {5}
+                opinions = Counter(line.contribution for card in cards for line in card.scores)
+                assert len(opinions) == 28
+                assert {count for count in opinions.values()} == {OPINIONS - 1, OPINIONS}  # without the meddler's
+                assert not record.absent
+            peer = swarm.peers[9]
+            checkpoint = CID.parse(peer.told("finished")[0]["checkpoint"])
+            trust = provenance.Trust(frozenset({swarm.committee.cid()}))
+            report = provenance.check(checkpoint, peer.store.get, peer.context.ledger.head.attestation, trust)
+            assert report.findings["participation"].verdict is provenance.Verdict.PASS
+
+    run_simulation(main, seed=2)
 
 
 def test_two_runs_on_wires_are_equal():

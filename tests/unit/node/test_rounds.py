@@ -6,7 +6,7 @@ import pytest
 
 from p2pflock.protocol import consensus, rounds
 from p2pflock.protocol.collection import Pacing
-from p2pflock.protocol.committee import compute_proposer
+from p2pflock.protocol.committee import Panels, compute_cohort, compute_proposer
 from p2pflock.protocol.messages import NIL, Absence
 from p2pflock.protocol.rounds import Phase
 from p2pflock.protocol.timeouts import Timeouts
@@ -41,9 +41,9 @@ def contribute(members, round_, seats, now, me):
     return effects
 
 
-def scored(members, proposer):
+def scored(members, proposer, **options):
     """A round in which everybody's payload and our card are here; others' cards are not."""
-    round_ = build(members, proposer)
+    round_ = build(members, proposer, **options)
     round_.start(0.0, is_training=True)
     round_.on_presence(EVERYONE, 0.0)
     contribute(members, round_, EVERYONE, 4.0, proposer)
@@ -134,20 +134,6 @@ def test_decides_when_the_cards_of_the_collected_are_here(members, proposer):
     candidate = next(effect for effect in effects if isinstance(effect, rounds.BuildCandidate))
     assert len(candidate.headers) == len(candidate.scorecards) == 4
     assert candidate.absent == ()
-    assert "FoldAhead" not in kinds(effects)
-
-
-def test_who_does_not_propose_folds_beside_the_proposer(members, proposer):
-    me = next(seat for seat in EVERYONE if seat != proposer)
-    round_ = build(members, me)
-    round_.start(0.0, is_training=True)
-    round_.on_presence(EVERYONE, 0.0)
-    contribute(members, round_, EVERYONE, 4.0, me)
-    effects = [effect for seat in EVERYONE for effect in round_.on_scorecard(members.card(seat), 5.0)]
-    assert kinds(effects).count("FoldAhead") == 1
-    assert "BuildCandidate" not in kinds(effects)
-    ahead = next(effect for effect in effects if isinstance(effect, rounds.FoldAhead))
-    assert len(ahead.headers) == len(ahead.scorecards) == 4
 
 
 def test_a_missing_card_is_waited_for_only_through_the_grace(members, proposer):
@@ -157,6 +143,45 @@ def test_a_missing_card_is_waited_for_only_through_the_grace(members, proposer):
     assert round_.phase is Phase.SCORING
     assert round_.on_tick(6.9) == ()
     assert "BuildCandidate" in kinds(round_.on_tick(7.1))
+
+
+@pytest.fixture
+def panels(members):
+    """Two opinions on each contribution: those of the next two seats."""
+    drawn = {place: {(place + 1) % 4: 1, (place + 2) % 4: 1} for place in EVERYONE}
+    return Panels(members.committee, compute_cohort(members.committee, members.beacon), drawn)
+
+
+def test_the_proposer_looks_at_what_others_score_while_it_waits(members, proposer, panels):
+    round_ = scored(members, proposer, panels=panels)
+    assert [place for place in EVERYONE if round_.is_to_score(place)] == sorted([(proposer - 1) % 4, (proposer - 2) % 4])
+    (probe,) = round_.on_scorecard(members.card(proposer), 5.0)
+    others = sorted([proposer, (proposer + 1) % 4])
+    assert [header.peer for header in probe.headers] == [members.signers[place].peer_id for place in others]
+    for seat in EVERYONE:
+        assert "BuildCandidate" not in kinds(round_.on_scorecard(members.card(seat), 5.0))
+    effects = round_.on_probed({others[0]}, {others[1]}, 6.0)
+    candidate = next(effect for effect in effects if isinstance(effect, rounds.BuildCandidate))
+    assert [(entry.seat, entry.reason) for entry in candidate.absent] == [(others[1], Absence.INVALID)]
+    other = scored(members, (proposer + 1) % 4, panels=panels)
+    assert other.on_scorecard(members.card((proposer + 1) % 4), 5.0) == ()
+
+
+def test_a_card_that_scores_beyond_its_panels_is_left_out(members, proposer, panels):
+    """Attack: with it the record would be refused, and whoever proposes would lose its turn."""
+    round_ = scored(members, proposer, panels=panels)
+    round_.on_scorecard(members.card(proposer), 5.0)
+    round_.on_probed(EVERYONE, (), 5.0)
+    liar = (proposer + 1) % 4
+    effects = []
+    for seat in EVERYONE:
+        if seat != proposer:
+            drawn = [(seat - 1) % 4, (seat - 2) % 4 if seat != liar else (seat + 1) % 4]
+            effects += round_.on_scorecard(members.card(seat, [members.header(place) for place in drawn]), 5.0)
+    candidate = next(effect for effect in effects if isinstance(effect, rounds.BuildCandidate))
+    assert len(candidate.headers) == 4
+    scorers = {card.validator for card in candidate.scorecards}
+    assert scorers == {members.signers[seat].peer_id for seat in EVERYONE if seat != liar}
 
 
 def test_others_cards_do_not_replace_our_own(members, proposer):
