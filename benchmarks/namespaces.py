@@ -65,9 +65,10 @@ def address_of(peer: int) -> str:
 class Network:
     """N namespaces and their relay.  Use `open_network`."""
 
-    def __init__(self, peers: int, link: Link) -> None:
+    def __init__(self, peers: int, link: Link, *, is_bound: bool = False) -> None:
         self.peers = peers
         self.link = link
+        self._cores = sorted(os.sched_getaffinity(0)) if is_bound else []
         self._names = [f"p2pflock-{os.getpid()}-{peer}" for peer in range(1, peers + 1)]
         devices = [f"fl{os.getpid()}x{peer}" for peer in range(1, peers + 1)]
         self._relay = subprocess.Popen(
@@ -86,7 +87,8 @@ class Network:
 
     def command(self, peer: int, command: Sequence[str]) -> list[str]:
         """`command`, to be run in a peer's namespace (replaces itself, so pid and signals are the command's)."""
-        return ["nsenter", f"--net=/run/netns/{self._names[peer - 1]}", *command]
+        bound = ["taskset", "--cpu-list", str(self._cores[peer % len(self._cores)])] if self._cores else []
+        return [*bound, "nsenter", f"--net=/run/netns/{self._names[peer - 1]}", *command]
 
     def count(self) -> list[dict[str, Any]]:
         """Per peer, since the start, IP bytes: `sent`, `received`, `dropped`, `ports`, where ports has
@@ -120,10 +122,12 @@ class Network:
 
 
 @contextlib.contextmanager
-def open_network(peers: int, link: Link) -> Iterator[Network]:
-    """Namespaces until the block ends.  Raises MissingToolError."""
+def open_network(peers: int, link: Link, *, is_bound: bool = False) -> Iterator[Network]:
+    """Namespaces until the block ends.  Raises MissingToolError.
+
+    `is_bound`: each peer with all its processes has one core of this machine, or its equal share of one."""
     require_root()
-    network = Network(peers, link)
+    network = Network(peers, link, is_bound=is_bound)
     try:
         yield network
     finally:

@@ -103,6 +103,7 @@ class Stack:
             await asyncio.sleep(MAINTENANCE_SECONDS)
             with contextlib.suppress(P2PDaemonError, OSError, EOFError):
                 connected = [info.peer_id for info in await self.p2p.list_peers()]
+                self.met &= {peer.to_bytes() for peer in connected}
                 if not connected:
                     await asyncio.gather(*(self.connect(peer) for peer in list(self.known)[:16]))
                 now = time.monotonic()

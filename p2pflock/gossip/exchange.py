@@ -273,20 +273,20 @@ class PayloadExchange:
         await session.wait_closed()
 
     async def _take_gift(self, session: _Session, round_key: bytes, cid: CID, size: int) -> None:
-        pool, loop = self._pool, asyncio.get_running_loop()
+        pool = self._pool
         if pool.find(round_key, cid) is None:
             if not pool.is_expected(round_key, cid, size):
                 # Attack: gifts of what nobody has named.  Nothing of it is read until it is, or it ends here.
-                named = loop.create_future()
+                named = asyncio.Event()
                 with (
-                    pool.watch(round_key, cid, lambda: named.done() or named.set_result(None)),
+                    pool.watch(round_key, cid, named.set),
                     contextlib.suppress(TimeoutError, asyncio.TimeoutError),
                 ):
-                    await asyncio.wait_for(named, EXPECT_SECONDS)
+                    await asyncio.wait_for(named.wait(), EXPECT_SECONDS)
                 if not pool.is_expected(round_key, cid, size):
                     self.refused_sessions += 1
                     return
-            pool.claim(round_key, {cid}, loop.time())
+            pool.claim(round_key, {cid}, asyncio.get_running_loop().time())
             try:
                 session.round_key = round_key
                 await session.receive_payload(cid, size)

@@ -26,7 +26,7 @@ from p2pflock.learning import checkpoint, codec, compiled, fold, scoring, shards
 from p2pflock.learning.checkpoint import Layout
 from p2pflock.learning.codec import F32, Shape, Sparse
 from p2pflock.learning.dataset import Split
-from p2pflock.learning.optimizers import build_optimizer, compute_lr, compute_state_hash
+from p2pflock.learning.optimizers import Optimizer, build_optimizer, compute_lr, compute_state_hash
 from p2pflock.learning.spec import TaskSpec
 from p2pflock.learning.state import LocalState, StateFile
 from p2pflock.ports import Evaluation, FoldInput, FoldResult, Genesis, PayloadScore, TrainResult
@@ -93,6 +93,8 @@ class Learner:
         )
         self._candidates: OrderedDict[bytes, F32] = OrderedDict()
         self._evaluation: tuple[bytes, Evaluation] | None = None
+        self._yardstick: tuple[bytes, scoring.Yardstick] | None = None  # of this checkpoint, by its seed
+        self._optimizer: tuple[bytes, Optimizer] | None = None  # as it is after training, and its state then
         self._file = StateFile(state_dir, spec.task_id, self._size) if state_dir else None
         self._state = (self._file.read() if self._file else None) or LocalState.fresh()
 
@@ -123,9 +125,7 @@ class Learner:
         if not 1 <= wanted <= local.most_steps:
             raise LocalProtocolError(f"{wanted} local steps, at most {local.most_steps}")
         before = self._state_before(round_)
-        optimizer = build_optimizer(local, self._layout, self.network.hidden)
-        if before.optimizer:
-            optimizer.restore(before.optimizer)
+        optimizer = self._take_optimizer(before.optimizer)
         self.network.begin(shuffle.derive(seed, "model randomness", round_, shard))
         batches = shards.compute_batches(
             seed, round_, shard, count, self.network.size("train"), wanted, local.batch_size
@@ -150,6 +150,7 @@ class Learner:
             raise SpecError(f"training diverged in round {round_}", "lower local.lr or set local.grad_clip")
         payload, feedback = self._compress(round_, delta, before)
         optimizer_state = optimizer.state()
+        self._optimizer = optimizer_state, optimizer
         self._state = LocalState(round_, before.optimizer, before.feedback, optimizer_state, feedback)
         if self._file:
             self._file.write(self._state)
@@ -161,6 +162,16 @@ class Learner:
             leaf_root=merkle.sha256_root(leaves),
             optimizer_hash=compute_state_hash(optimizer_state),
         )
+
+    def _take_optimizer(self, state: bytes) -> Optimizer:
+        """An optimizer in this state; empty: a fresh one.  The one of the round before is in it already."""
+        kept, self._optimizer = self._optimizer, None  # a training that is dropped leaves it half-way
+        if kept is not None and kept[0] is state:
+            return kept[1]
+        optimizer = build_optimizer(self.spec.local, self._layout, self.network.hidden)
+        if state:
+            optimizer.restore(state)
+        return optimizer
 
     def _state_before(self, round_: int) -> _Before:
         state = self._state
@@ -195,14 +206,21 @@ class Learner:
 
     # --- judging and folding ----------------------------------------------------------------------------
     def score(self, round_: int, payloads: Sequence[bytes], seed: bytes) -> list[PayloadScore]:
-        section, pool = self.spec.scoring, self.network.size("public")
-        batch = shards.compute_public(seed, "public batch", pool, section.batch_size)
-        held_out = shards.compute_public(seed, "held out", pool, section.held_out)
-        decoded = [self._decode_or_none(round_, payload) for payload in payloads]
-        _, gradient = self.network.gradient(self._weights, "public", batch, is_training=False)
-        return scoring.score(
-            decoded, self._weights, gradient, lambda weights: self.network.loss(weights, "public", held_out)[0]
-        )
+        yardstick = self._get_yardstick(seed)
+        return [yardstick.score(self._decode_or_none(round_, payload)) for payload in payloads]
+
+    def _get_yardstick(self, seed: bytes) -> scoring.Yardstick:
+        """Kept for the next payloads of the same round: a gradient costs as much as several scores."""
+        if self._yardstick is None or self._yardstick[0] != seed:
+            section, pool = self.spec.scoring, self.network.size("public")
+            batch = shards.compute_public(seed, "public batch", pool, section.batch_size)
+            held_out = shards.compute_public(seed, "held out", pool, section.held_out)
+            _, gradient = self.network.gradient(self._weights, "public", batch, is_training=False)
+            made = scoring.Yardstick(
+                self._weights, gradient, lambda weights: self.network.loss(weights, "public", held_out)[0]
+            )
+            self._yardstick = seed, made
+        return self._yardstick[1]
 
     def _decode_or_none(self, round_: int, payload: bytes) -> Sparse | F32 | None:
         try:
@@ -251,6 +269,7 @@ class Learner:
                 raise LocalProtocolError(f"no fold with model hash {model_hash.hex()[:16]}")
             self._weights, self._model_hash = self._candidates[model_hash], model_hash
         self._candidates.clear()
+        self._yardstick = None
 
     # --- the checkpoint ---------------------------------------------------------------------------------
     def export(self) -> bytes:
@@ -261,6 +280,7 @@ class Learner:
         self._weights = checkpoint.from_bytes(self._layout, weights)
         self._model_hash = checkpoint.compute_model_hash(weights)
         self._candidates.clear()
+        self._yardstick = None
         return self._model_hash
 
     def evaluate(self) -> Evaluation:

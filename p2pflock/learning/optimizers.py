@@ -57,7 +57,7 @@ class _Base:
 
     def state(self) -> bytes:
         head = self.name + struct.pack("<Q", self.steps)
-        return head + b"".join(moment.astype("<f4", copy=False).tobytes() for moment in self.moments)
+        return b"".join([head, *(moment.astype("<f4", copy=False).data.cast("B") for moment in self.moments)])
 
     def restore(self, state: bytes) -> None:
         size, head = self._scratch.size, len(self.name) + 8

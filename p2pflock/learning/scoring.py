@@ -16,7 +16,7 @@ loss change: on held-out public samples, after minus before subtracting this pay
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
@@ -38,12 +38,20 @@ def to_micro(value: float, limit: int = LIMIT) -> int:
 
 def compute_cosine(payload: Sparse | F32, direction: F32) -> float:
     """In [-1, 1]; 0 where one of the two is zero.  `payload` sparse, or dense (parameters,)."""
+    return _compute_cosine(payload, direction, _compute_length(direction))
+
+
+def _compute_cosine(payload: Sparse | F32, direction: F32, direction_length: float) -> float:
     if isinstance(payload, Sparse):
         values, facing = payload.values().astype(np.float64), direction[payload.indices].astype(np.float64)
     else:
         values, facing = payload.astype(np.float64), direction.astype(np.float64)
-    length = float(np.linalg.norm(values)) * float(np.linalg.norm(direction.astype(np.float64)))
+    length = float(np.linalg.norm(values)) * direction_length
     return float(np.dot(values, facing)) / length if length > 0 else 0.0
+
+
+def _compute_length(direction: F32) -> float:
+    return float(np.linalg.norm(direction.astype(np.float64)))
 
 
 def compute_direction(gradient: F32) -> F32:
@@ -52,29 +60,37 @@ def compute_direction(gradient: F32) -> F32:
     return direction
 
 
-def subtract(weights: F32, payload: Sparse | F32) -> F32:
-    """`weights` after this payload alone; a copy."""
-    if isinstance(payload, Sparse):
-        result = weights.copy()
-        result[payload.indices] -= payload.values()
-        return result
-    return weights - payload
+class Yardstick:
+    """What all payloads of a round are measured by: made once, so that each can be scored as it arrives.
 
+    Args:
+        weights: the checkpoint, (parameters,).
+        gradient: of the public batch there, (parameters,).
+        loss: of weights, on the held-out samples.
+    """
 
-def score(
-    payloads: Sequence[Sparse | F32 | None],
-    weights: F32,
-    gradient: F32,
-    loss: Callable[[F32], float],
-) -> list[PayloadScore]:
-    """One score per payload; None stands for one that does not decode.  `loss` is on the held-out samples."""
-    before, direction = loss(weights), compute_direction(gradient)
-    scores = []
-    for payload in payloads:
+    def __init__(self, weights: F32, gradient: F32, loss: Callable[[F32], float]) -> None:
+        self._weights = weights
+        self._trial = weights.copy()  # equal to weights between two scores
+        self._direction = compute_direction(gradient)
+        self._length = _compute_length(self._direction)
+        self._loss = loss
+        self._before = loss(weights)
+
+    def score(self, payload: Sparse | F32 | None) -> PayloadScore:
+        """None stands for one that does not decode."""
         if payload is None:
-            scores.append(INVALID)
-            continue
-        cosine = compute_cosine(payload, direction)
+            return INVALID
+        cosine = _compute_cosine(payload, self._direction, self._length)
         cosine_micro = -MICRO if math.isnan(cosine) else to_micro(cosine, MICRO)
-        scores.append(PayloadScore(True, cosine_micro, to_micro(loss(subtract(weights, payload)) - before)))
-    return scores
+        return PayloadScore(True, cosine_micro, to_micro(self._try_out(payload) - self._before))
+
+    def _try_out(self, payload: Sparse | F32) -> float:
+        """The loss after this payload alone."""
+        if not isinstance(payload, Sparse):
+            return self._loss(self._weights - payload)
+        self._trial[payload.indices] -= payload.values()
+        try:
+            return self._loss(self._trial)
+        finally:
+            self._trial[payload.indices] = self._weights[payload.indices]

@@ -7,6 +7,7 @@ What we sign is on disk before it is sent: contribution header, proposal and vot
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
@@ -110,6 +111,13 @@ class RoundDriver:
         self._send, self._receive = trio.open_memory_channel[Callable[[float], Iterable[rounds.Effect]]](math.inf)
         self._pace = pace
         self._training = trio.CancelScope()
+        self._scores: dict[CID, PayloadScore] = {}
+        self._scoring = trio.Lock()
+        self._scorable = trio.lowlevel.ParkingLot()  # while no payload is left to score
+        # Nobody else can make it, so payloads cannot be fitted to what is drawn from it; it is out with our card.
+        self._seed_proof = context.signer.sign_bls(
+            compute_seed_root(context.facts.task, self.round, parent.cid)
+        )
         self._is_finishing = False
         self._own_header: ContributionHeader | None = None
         self._own_card: Scorecard | None = None
@@ -193,6 +201,8 @@ class RoundDriver:
             nursery.start_soon(self._resend_loop)
             if not self._context.facts.is_dense:
                 nursery.start_soon(self._spreading.run)
+                if self._context.seat is not None:
+                    nursery.start_soon(self._score_early)
             await self._begin()
             while self._decided is None:
                 step = None
@@ -201,6 +211,7 @@ class RoundDriver:
                 now = self._context.now
                 if step is not None:
                     await self._carry_out(step(now))
+                    self._scorable.unpark_all()
                 if step is not None and now < min(self._wake, self._tick):
                     continue  # a message comes far more often than time passes
                 self._wake, self._tick = math.inf, now + TICK_SECONDS
@@ -244,6 +255,8 @@ class RoundDriver:
                     self._nursery.start_soon(self._probe, headers)
                 case rounds.BuildCandidate():
                     self._nursery.start_soon(self._build, effect)
+                case rounds.FoldAhead(headers, cards):
+                    self._nursery.start_soon(self._fold_ahead, headers, cards)
                 case rounds.HeaderEquivocation(first, second):
                     self._save_evidence(first, second)
                 case ballots.Check() if self._context.seat is None:
@@ -328,19 +341,32 @@ class RoundDriver:
             self._nursery.start_soon(self._spreading.give, header.payload)
         await self._publish(header)
 
+    async def _score_early(self) -> None:
+        """Each payload as it arrives, while others still train: once the last is here, only that one is left."""
+        seen = set[CID]()
+        while True:
+            ready = self._round.collection.ready()
+            headers = [h for seat, h in self._round.collection.headers.items() if seat in ready]
+            fresh = next((h for h in headers if h.payload not in seen and self._is_to_score(h)), None)
+            if fresh is None or (self._own_header is None and self._seat in self._shards):
+                await self._scorable.park()
+            else:
+                seen.add(fresh.payload)
+                await self._measure((fresh,))
+
+    def _is_to_score(self, header: ContributionHeader) -> bool:
+        place = self._context.committee.index_of(header.peer)
+        return place is not None and self._round.is_to_score(place)
+
     async def _score(self, headers: tuple[ContributionHeader, ...]) -> None:
         context = self._context
-        seed_proof = context.signer.sign_bls(
-            compute_seed_root(context.facts.task, self.round, self._parent.cid)
-        )
-        drawn = [h for h in headers if self._round.is_to_score(context.committee.index_of(h.peer) or 0)]
-        scored = await self._measure(drawn, compute_score_seed(seed_proof))
+        scored = await self._measure([h for h in headers if self._is_to_score(h)])
         bare = Scorecard(
             task=context.facts.task,
             round=self.round,
             parent=self._parent.cid,
             validator=context.signer.peer_id,
-            seed_proof=seed_proof,
+            seed_proof=self._seed_proof,
             scores=tuple(
                 Score(header.cid(), score.is_valid, score.cosine_micro, score.loss_delta_micro)
                 for header, score in scored
@@ -357,23 +383,26 @@ class RoundDriver:
         await self._publish(card)
 
     async def _probe(self, headers: tuple[ContributionHeader, ...]) -> None:
-        scored = await self._measure(headers, self._beacon)
+        scored = await self._measure(headers)
         sound, invalid = self._seats_of(scored, is_valid=True), self._seats_of(scored, is_valid=False)
         self._feed(lambda now: self._round.on_probed(sound, invalid, now))
 
     async def _measure(
-        self, headers: Sequence[ContributionHeader], seed: bytes
+        self, headers: Sequence[ContributionHeader]
     ) -> list[tuple[ContributionHeader, PayloadScore]]:
         """Those whose payloads are here, with their scores."""
-        payloads = await self._context.swarm.collect(self._key)
-        held = [header for header in headers if header.payload in payloads]
-        scores = await self._context.trainer.score(
-            self.round, [payloads[header.payload] for header in held], seed
-        )
+        async with self._scoring:
+            payloads = await self._context.swarm.collect(self._key)
+            held = [header for header in headers if header.payload in payloads]
+            left = list({h.payload: None for h in held if h.payload not in self._scores})
+            if left:
+                seed = compute_score_seed(self._seed_proof)
+                scores = await self._context.trainer.score(self.round, [payloads[cid] for cid in left], seed)
+                self._scores.update(zip(left, scores, strict=True))
         # Attack: a header that lies about its payload's size.
         return [
-            (header, score if len(payloads[header.payload]) == header.payload_bytes else PayloadScore(False, 0, 0))
-            for header, score in zip(held, scores, strict=True)
+            (h, self._scores[h.payload] if len(payloads[h.payload]) == h.payload_bytes else PayloadScore(False, 0, 0))
+            for h in held
         ]
 
     def _seats_of(
@@ -420,6 +449,12 @@ class RoundDriver:
             self._round.on_candidate_failed()
             return
         self._feed(lambda now: self._round.on_candidate(record.encode(), now))
+
+    async def _fold_ahead(
+        self, headers: tuple[ContributionHeader, ...], cards: tuple[Scorecard, ...]
+    ) -> None:
+        with contextlib.suppress(RemoteProtocolError):  # then the proposal's check says what is wrong
+            await self._work.fold_ahead(self._parent, headers, cards)
 
     async def _check(self, proposal: Proposal, digest: bytes) -> None:
         while True:  # an unanswered check times out in consensus; a wrong "no" would be a verdict

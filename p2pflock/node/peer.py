@@ -272,8 +272,11 @@ class Peer:
         )
 
     async def _evaluate(self, decision: Decision) -> None:
-        """Contributors take turns: everybody holds the same bits, so one measurement is enough."""
+        """Contributors take turns: everybody holds the same bits, so one measurement is enough.  Only of checkpoints
+        that are stored in full: the round waits for whoever measures instead of training."""
         context = self._context
+        if decision.record.round % context.facts.snapshot_every_rounds:
+            return
         contributors = [c.seat for c in decision.record.contributions]
         if not contributors or contributors[decision.record.round % len(contributors)] != context.index:
             return

@@ -68,6 +68,17 @@ class RecordWork:
         """Our own candidate.  Raises RemoteProtocolError when a payload is gone."""
         return await self._rebuild(parent, headers, cards, absent, parent.attestation)
 
+    async def fold_ahead(
+        self, parent: Decision, headers: Sequence[ContributionHeader], cards: Sequence[Scorecard]
+    ) -> None:
+        """What a proposal over these would make us fold; kept for when it comes."""
+        context = self._context
+        held = await context.swarm.collect(context.round_key(parent.record.round + 1))
+        if all(header.payload in held for header in headers):
+            panels = self._facts_after(parent).panels
+            settled = settlement.settle(context.committee, context.ledger.tables, headers, cards, panels=panels)
+            await self._fold_settled(parent.record.round + 1, headers, settled.weights, held)
+
     async def check(self, parent: Decision, proposal: Proposal, collection: Collection) -> str:
         """Why the proposal is wrong, or an empty string when it is right.
 

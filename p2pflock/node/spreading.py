@@ -8,8 +8,9 @@ one after another, and for as many bytes in all, since everybody must receive ev
 by itself a moment after its header is asked for, as in a large group, where nobody could open that many streams:
 partners that the beacon draws swap what the other lacks, log2(n) hops, after which all have all if all went well,
 and twice as many where the group is large, since partners never keep step; then whatever is still missing comes from
-its author.  Who is in no group takes what its neighbours have: they are spread evenly over the swarm, so nobody
-serves more than a few.
+its author or, in turn with it, from the next whom the beacon draws: an author may be dead and its payload not.  Who
+is in no group takes what its neighbours have: they are spread evenly over the swarm, so nobody serves more than a
+few.
 
 Attack, and everyday life: a partner that is frozen keeps a swap waiting until its deadline, and a gift never comes.
 Neither may keep the others waiting: with a third of the peers away in every round that would be every round.
@@ -17,7 +18,7 @@ Neither may keep the others waiting: with a third of the peers away in every rou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import trio
@@ -55,7 +56,7 @@ class Surroundings:
     group: Callable[[], frozenset[int] | None]
     missing: Callable[[], Mapping[int, CID]]
     peer_of: Callable[[int], bytes]
-    neighbours: Callable[[], Sequence[bytes]]
+    neighbours: Callable[[], Iterable[bytes]]
     may_hop: Callable[[], bool]
     now: Callable[[], float]
     on_failed: Callable[[str], None]
@@ -109,9 +110,10 @@ class Spreading:
                     continue
                 group = self._around.group()
                 hops = 0 if group is None else compute_hops(len(group)) * (2 if len(group) > SMALL_GROUP else 1)
-                is_drawn = hop < hops and self._around.may_hop()
-                partner = self._choose(group, missing, hop, is_drawn=is_drawn)
-                if partner is not None or group is None or is_drawn:
+                is_drawn = group is not None and self._around.may_hop() and (hop < hops or (hop - hops) % 2 == 1)
+                drawn = hop if group is None or hop < hops else hops + (hop - hops) // 2
+                partner = self._choose(group, missing, drawn, is_drawn=is_drawn)
+                if partner is not None or is_drawn or hop >= hops:
                     hop += 1
                 if partner is None or partner in self._swapping or len(self._swapping) >= SWAPS_AT_ONCE:
                     await self._rest(FETCH_PAUSE_SECONDS)

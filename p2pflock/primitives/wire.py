@@ -13,6 +13,7 @@ Source: https://github.com/msgpack/msgpack/blob/master/spec.md.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import msgpack
@@ -21,6 +22,8 @@ from p2pflock.errors import InvalidMessageError
 
 MAX_DEPTH = 16
 MAX_ITEMS = 1 << 20
+MAX_SHORT_LIST = 15
+_BYTES_HEADS = ((b"\xc4", 0xFF, 1), (b"\xc5", 0xFFFF, 2), (b"\xc6", 0xFFFFFFFF, 4))  # head, longest, bytes of length
 
 
 def _sorted(value: Any, depth: int) -> Any:
@@ -54,6 +57,21 @@ def _encode(value: Any) -> bytes:
 def pack(value: Any) -> bytes:
     """The one encoding of `value`.  Raises InvalidMessageError for what has none."""
     return _encode(_sorted(value, MAX_DEPTH))
+
+
+def pack_in_parts(values: Sequence[Any]) -> list[bytes]:
+    """What `pack` makes of a short list, in pieces that join to it; byte strings stay the objects they are, so that
+    hundreds of megabytes need not be copied."""
+    if len(values) > MAX_SHORT_LIST:
+        raise InvalidMessageError(f"a short list has at most {MAX_SHORT_LIST} items")
+    parts = [bytes((0x90 | len(values),))]
+    for value in values:
+        if type(value) is bytes:
+            kind = next(kind for kind in _BYTES_HEADS if len(value) <= kind[1])
+            parts += [kind[0] + len(value).to_bytes(kind[2], "big"), value]
+        else:
+            parts.append(pack(value))
+    return parts
 
 
 # --- reading --------------------------------------------------------------------------------------------

@@ -89,6 +89,14 @@ class BuildCandidate:
 
 
 @dataclass(frozen=True, slots=True)
+class FoldAhead:
+    """Somebody else is about to propose, most likely this: fold it beside the proposer, not after it."""
+
+    headers: tuple[ContributionHeader, ...]
+    scorecards: tuple[Scorecard, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class HeaderEquivocation:
     """Evidence: two headers of one seat for this round."""
 
@@ -104,6 +112,7 @@ Effect = (
     | ScoreContributions
     | Probe
     | BuildCandidate
+    | FoldAhead
     | HeaderEquivocation
     | ballots.Effect
 )
@@ -284,7 +293,7 @@ class Round:
             elif self._cohort.has_quorum(ready):  # the grace runs
                 effects += self._finish_training()
         if self.phase is Phase.SCORING and (self._is_averaged or self._is_scored(now)):
-            effects += self._begin_deciding(now)
+            effects += self._begin_deciding(now) + self._fold_ahead()
         if self.phase is Phase.DECIDING:
             effects += self._propose_if_due()
         return effects
@@ -320,6 +329,18 @@ class Round:
         self._machine_started = True
         self.phase = Phase.DECIDING
         return stop + self._vote(self._machine.start(now))
+
+    def _fold_ahead(self) -> tuple[Effect, ...]:
+        included = self._get_proposable()
+        if self._is_dense or self._machine.get_proposer(self._machine.view) == self._seat or not included <= self._sound:
+            return ()
+        headers = self.collection.headers
+        return (
+            FoldAhead(
+                tuple(headers[seat] for seat in sorted(included)),
+                tuple(self._get_proposable_cards(included).values()),
+            ),
+        )
 
     def _propose_if_due(self) -> tuple[Effect, ...]:
         """Ask for a candidate when it is our turn and there is a quorum to propose; once per content."""

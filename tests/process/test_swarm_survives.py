@@ -167,6 +167,7 @@ def perform(play: Play) -> None:
     play.until(
         "the onlooker has folded along",
         lambda: sum(entry["to_round"] > missed for entry in play.events(6, "caught_up")) >= 2,
+        START_SECONDS,  # it begins with the first of what may be a hundred rounds, and checks every signature
     )
 
     # An orderly end, as a supervisor asks for it.

@@ -71,7 +71,7 @@ def adapted(delay):
 
 
 def test_steps_grow_with_the_overhead_and_stay_in_bounds():
-    fast, slow, slowest = adapted(0.001), adapted(0.05), adapted(3.0)
+    fast, slow, slowest = adapted(0.001), adapted(0.2), adapted(3.0)
     assert fast[0] == slow[0] == slowest[0] == 20  # nothing measured yet
     assert fast[-1] < slow[-1] < slowest[-1]
     assert all(15 <= steps <= 128 for steps in fast + slow + slowest)

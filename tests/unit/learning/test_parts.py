@@ -57,9 +57,9 @@ def test_a_payload_that_breaks_the_model_scores_worst():
     payload = codec.compress(np.ones(4, np.float32), shape)
     weights = np.zeros(4, np.float32)
     for after in (math.nan, math.inf):
-        (score,) = scoring.score([payload], weights, weights, lambda w, a=after: a if w.any() else 1.0)
+        score = scoring.Yardstick(weights, weights, lambda w, a=after: a if w.any() else 1.0).score(payload)
         assert score.loss_delta_micro == scoring.LIMIT
-    assert scoring.score([None], weights, weights, lambda _: 1.0) == [scoring.INVALID]
+    assert scoring.Yardstick(weights, weights, lambda _: 1.0).score(None) == scoring.INVALID
 
 
 # --- entry points ---------------------------------------------------------------------------------------

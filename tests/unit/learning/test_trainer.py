@@ -143,6 +143,29 @@ def test_state_survives_a_restart(tmp_path):
     assert finish(learner().train(2, 0, 2, SEED)) != following  # so the state did matter
 
 
+def test_a_dropped_training_does_not_leave_the_kept_optimizer_half_way(tmp_path):
+    one = learner(tmp_path)
+    finish(one.train(1, 0, 2, SEED))
+    assert one._take_optimizer(one._state.optimizer) is not one._take_optimizer(one._state.optimizer)
+    finish(one.train(1, 0, 2, SEED))
+    dropped = one.train(2, 0, 2, SEED)
+    next(dropped)
+    dropped.close()
+    assert finish(one.train(2, 0, 2, SEED)) == finish(learner(tmp_path).train(2, 0, 2, SEED))
+
+
+def test_scores_do_not_depend_on_what_was_scored_before():
+    one, other = learner(), learner()
+    payloads = [finish(one.train(1, shard, 3, SEED)).payload for shard in range(3)]
+    together = one.score(1, [*payloads, b"no payload"], SEED)
+    apart = [score for payload in reversed([*payloads, b"no payload"]) for score in other.score(1, [payload], SEED)]
+    assert together == apart[::-1]
+    assert [score.is_valid for score in together] == [True, True, True, False]
+    assert one.score(1, payloads, bytes(32)) == learner().score(1, payloads, bytes(32)) != together[:3]
+    one.adopt(one.fold(1, [FoldInput(payload, 1) for payload in payloads]).model_hash)
+    assert one.score(1, payloads, SEED) != together[:3]  # of another checkpoint
+
+
 @pytest.mark.parametrize("damage", ["cut", "flip", "garbage", "other task"])
 def test_damaged_or_foreign_state_is_as_good_as_none(tmp_path, damage):
     finish(learner(tmp_path, seed=2 if damage == "other task" else 1).train(1, 0, 2, SEED))

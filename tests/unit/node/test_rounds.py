@@ -134,6 +134,20 @@ def test_decides_when_the_cards_of_the_collected_are_here(members, proposer):
     candidate = next(effect for effect in effects if isinstance(effect, rounds.BuildCandidate))
     assert len(candidate.headers) == len(candidate.scorecards) == 4
     assert candidate.absent == ()
+    assert "FoldAhead" not in kinds(effects)
+
+
+def test_who_does_not_propose_folds_beside_the_proposer(members, proposer):
+    me = next(seat for seat in EVERYONE if seat != proposer)
+    round_ = build(members, me)
+    round_.start(0.0, is_training=True)
+    round_.on_presence(EVERYONE, 0.0)
+    contribute(members, round_, EVERYONE, 4.0, me)
+    effects = [effect for seat in EVERYONE for effect in round_.on_scorecard(members.card(seat), 5.0)]
+    assert kinds(effects).count("FoldAhead") == 1
+    assert "BuildCandidate" not in kinds(effects)
+    ahead = next(effect for effect in effects if isinstance(effect, rounds.FoldAhead))
+    assert len(ahead.headers) == len(ahead.scorecards) == 4
 
 
 def test_a_missing_card_is_waited_for_only_through_the_grace(members, proposer):

@@ -113,3 +113,17 @@ def test_a_claimed_size_allocates_nothing(head):
         assert tracemalloc.get_traced_memory()[1] < 100_000
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize("size", [0, 255, 256, 65535, 65536])
+def test_parts_join_to_the_same_bytes(size):
+    value = ["name", 7, bytes(size), [1, None], b"end"]
+    parts = wire.pack_in_parts(value)
+    assert b"".join(parts) == wire.pack(value)
+    assert any(part is value[2] for part in parts)
+
+
+def test_parts_are_of_a_short_list():
+    assert b"".join(wire.pack_in_parts([0] * 15)) == wire.pack([0] * 15)
+    with pytest.raises(InvalidMessageError):
+        wire.pack_in_parts([0] * 16)
