@@ -199,7 +199,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
     report = Report("exchange", packages=("numpy", "numba", "torch", "hivemind"))
-    report.facts |= {"parameters": options.parameters, "peers": options.peers, "repeats": options.repeats}
+    report.facts |= {"parameters": options.parameters, "peers": options.peers}
     if options.only and options.out and options.out.exists():
         keep_other(report, LINKS if options.only == "loopback" else LOOPBACK, options.out)
     try:
