@@ -207,12 +207,12 @@ def measure(peers: int, rounds: int, seed: int) -> dict[str, Any]:
             step_seconds={n: rng.uniform(0.15, 0.25) for n in range(peers)},
             build_trainer=lambda peer: CrowdTrainer(crowd, swarm.spec, peer.step_seconds),
         ) as swarm:
-            meters = []
-            for peer in swarm.peers:
-                peer.events = meter = Meter(peer)
-                meters.append(meter)
-                swarm.start(peer.number)
-                if peer.number % 20 == 19:
+            meters = [Meter(peer) for peer in swarm.peers]
+            # Who comes first is dialled most: that should not be the committee.
+            for place, number in enumerate(rng.sample(range(peers), peers)):
+                swarm.peers[number].events = meters[number]
+                swarm.start(number)
+                if place % 20 == 19:
                     await trio.sleep(0.05)
             down: list[int] = []
             for round_ in range(1, rounds + 1):
