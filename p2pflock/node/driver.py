@@ -568,6 +568,8 @@ class RoundDriver:
             may_hop=lambda: self._own_header is not None or self._cohort.is_drawn,
             now=lambda: context.now,
             on_failed=lambda reason: context.events.emit("dropped", what="swap", reason=reason),
+            sources=frozenset(map(context.peer_of, self.awaited)),
+            outsiders=context.committee.roster_size - len(self.awaited),
         )
 
     async def _resend_loop(self) -> None:

@@ -8,9 +8,12 @@ one after another, and for as many bytes in all, since everybody must receive ev
 by itself a moment after its header is asked for, as in a large group, where nobody could open that many streams:
 partners that the beacon draws swap what the other lacks, log2(n) hops, after which all have all if all went well,
 and twice as many where the group is large, since partners never keep step; then whatever is still missing comes from
-its author or, in turn with it, from the next whom the beacon draws: an author may be dead and its payload not.  Who
-is in no group takes what its neighbours have: they are spread evenly over the swarm, so nobody serves more than a
-few.
+its author or, in turn with it, from the next whom the beacon draws: an author may be dead and its payload not.
+
+Who is in no group takes what its neighbours have.  The group has it first; would all ask it, each of the group would
+serve log(n) of them.  So only a quarter as many as the group has members ask there, drawn anew each round, and everybody
+else asks those who are in no group either; now and then each asks whomever it is connected with, lest it wait for the
+dead.
 
 Attack, and everyday life: a partner that is frozen keeps a swap waiting until its deadline, and a gift never comes.
 Neither may keep the others waiting: with a third of the peers away in every round that would be every round.
@@ -37,6 +40,8 @@ SWAP_PATIENCE_SECONDS = 1.0  # then the next partner is met beside the slow one
 SWAPS_AT_ONCE = 8
 FETCH_PAUSE_SECONDS = 0.4
 FIRST_PAUSE_SECONDS = 0.025  # doubled while swaps bring nothing
+SOURCES_A_FIRST = 4
+ANYBODY_HOPS = 8  # every so many, one who is in no group asks whomever
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +53,8 @@ class Surroundings:
         missing: place of the author -> content id, of every payload that is named and not here.
         peer_of: place -> peer id.
         neighbours: peer ids of whom we are connected with.
+        sources: those of everybody in the group, dead or alive, for who is in none.
+        outsiders: how many are in no group.
         may_hop: whether hops drawn by the beacon have begun; before, one would bring nothing.
         now: monotonic seconds.
         on_failed: told why a swap failed.
@@ -60,6 +67,8 @@ class Surroundings:
     may_hop: Callable[[], bool]
     now: Callable[[], float]
     on_failed: Callable[[str], None]
+    sources: frozenset[bytes] = frozenset()
+    outsiders: int = 0
 
 
 class Spreading:
@@ -169,9 +178,17 @@ class Spreading:
             self._swapping.discard(partner)
             ended.set()
 
+    def _is_first(self) -> bool:
+        """Whether we are of those, one for so many sources, who take from them."""
+        draw = int.from_bytes(shuffle.derive(self._beacon, "first", self._seat), "big")
+        return SOURCES_A_FIRST * (draw * self._around.outsiders >> 256) < len(self._around.sources)
+
     def _draw_neighbour(self, hop: int) -> bytes | None:
         """The next of those we are connected with, in an order of our own."""
         connected = sorted(self._around.neighbours())
+        if hop % ANYBODY_HOPS != ANYBODY_HOPS - 1:
+            first = self._is_first()
+            connected = [peer for peer in connected if (peer in self._around.sources) == first] or connected
         if not connected:
             return None
         cycle, step = divmod(hop, len(connected))

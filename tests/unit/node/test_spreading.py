@@ -31,7 +31,7 @@ CIDS = [unixfs.compute_cid(payload_of(place)) for place in range(64)]
 class Member:
     """Knows all headers from the beginning."""
 
-    def __init__(self, network, place, places, authors, *, is_member=True):
+    def __init__(self, network, place, places, authors, *, is_member=True, outside=()):
         self.swarm = network.join(peer_of(place))
         self.place, self.authors, self.failures = place, authors, []
         self.complete_at = math.inf
@@ -39,10 +39,12 @@ class Member:
             group=lambda: frozenset(places) if is_member else None,
             missing=lambda: {a: CIDS[a] for a in authors if self.swarm.pool.find(ROUND, CIDS[a]) is None},
             peer_of=peer_of,
-            neighbours=lambda: [peer_of(other) for other in places],
+            neighbours=lambda: [peer_of(other) for other in (*places, *outside) if other != place],
             may_hop=lambda: True,
             now=trio.current_time,
             on_failed=self.failures.append,
+            sources=frozenset(map(peer_of, places)),
+            outsiders=len(outside),
         )
         self.spreading = Spreading(self.swarm, ROUND, BEACON, place, around)
 
@@ -71,7 +73,9 @@ def play(size, *, latency=lambda sender, receiver: DELAY, authors=None, onlooker
         network = FakeSwarmNetwork(latency)
         everyone = [*range(size), *onlookers]
         for place in everyone:
-            member = Member(network, place, range(size), authors or range(size), is_member=place not in onlookers)
+            member = Member(
+                network, place, range(size), authors or range(size), is_member=place not in onlookers, outside=onlookers
+            )
             members.append(member)
         start = trio.current_time()
         with trio.move_on_after(seconds):
@@ -124,3 +128,13 @@ def test_a_gift_that_does_not_come_is_asked_of_another():
 def test_whoever_is_in_no_group_takes_what_its_neighbours_have():
     onlooker = play(4, onlookers=[9])[-1]
     assert onlooker.complete_at < 2
+
+
+def test_most_of_those_in_no_group_have_it_from_one_another():
+    """128 of them and 8 in the group: were all to ask it, each member would serve about log(16) of them."""
+    members = play(8, onlookers=range(10, 138))
+    assert max(member.complete_at for member in members) < 10
+    total = sum(len(payload_of(place)) for place in range(8))
+    for member in members[:8]:
+        assert member.swarm.sent_bytes < 4.5 * total
+    assert sum(member.swarm.sent_bytes for member in members[:8]) < 8 * 2 * total
