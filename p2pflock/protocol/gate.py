@@ -94,13 +94,18 @@ def drop(trust: Mapping[int, Trust], candidates: int) -> frozenset[int]:
 
 
 def compute_weighted_median(values: Sequence[tuple[int, int]]) -> int:
-    """Lower weighted median of (value, weight > 0) pairs: the least value with half of the weight at or below."""
+    """Of (value, weight > 0) pairs: the middle of the lower and the upper weighted median, rounded down.
+
+    They differ where the weight splits in two halves.  Attack: with four honest opinions and two liars the lower one
+    alone is the worst honest opinion of whom the liars slander, round after round."""
     total = sum(weight for _, weight in values)
-    seen = 0
+    lower, seen = None, 0
     for value, weight in sorted(values):
         seen += weight
-        if 2 * seen >= total:
-            return value
+        if lower is None and 2 * seen >= total:
+            lower = value
+        if lower is not None and 2 * seen > total:
+            return (lower + value) // 2
     raise InvalidMessageError("a median needs at least one value")
 
 

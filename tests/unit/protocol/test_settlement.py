@@ -34,7 +34,9 @@ def trust(result, swarm, seat):
 def test_weighted_median() -> None:
     median = gate.compute_weighted_median
     assert median([(5, 1)]) == 5
-    assert median([(1, 1), (9, 1)]) == 1
+    assert median([(1, 1), (9, 1)]) == 5
+    assert median([(-2, 1), (1, 1)]) == -1  # rounded down
+    assert median([(1, 2), (2, 1), (8, 1), (9, 2)]) == 5
     assert median([(1, 1), (2, 1), (9, 1)]) == 2
     assert median([(1, 1), (9, 3)]) == 9
     assert median([(-7, 2), (9, 1), (-8, 1)]) == -7
