@@ -121,22 +121,35 @@ class Intake:
         ruling = RULES[kind](facts, message)
         if not ruling.is_accepted:
             return self._refuse(_VERDICTS[ruling.decision], f"{kind.KIND}: {ruling.reason}")
-        if not self._count(message):
+        if not self._take_note(message, digest):
             self.refused[f"{kind.KIND}: too many different ones for one slot"] += 1
             return Verdict.IGNORE  # whoever forwarded it may have seen no more than three
-        self._seen[digest] = None
-        if len(self._seen) > SEEN:
-            self._seen.popitem(last=False)
         if self._driver is not None:
             self._driver.deliver(message)
         return Verdict.ACCEPT
 
-    def _count(self, message: Message) -> bool:
-        """Attack: a member signs a thousand messages for one slot.  Two are proof, three as many votes as
-        consensus uses."""
+    def _take_note(self, message: Message, digest: bytes) -> bool:
+        """Whether to deliver it.
+
+        Attack: a member signs a thousand messages for one slot.  Two are proof, and more are not wanted, but for
+        votes and proposals that more than a third of the stake stands behind.
+
+        Attack: a member votes twice, and some hear of the one vote first, some of the other.  Consensus counts the
+        second only once it has that support; heard before, it must not be taken for known when it is sent again, or a
+        quorum that others are locked on is never seen here, and nobody decides.
+        """
         slot = _slot(message)
         self._versions[slot] += 1
-        return self._versions[slot] <= VERSIONS_A_SLOT
+        is_first = self._versions[slot] == 1
+        is_ballot = isinstance(message, (Proposal, Vote))
+        is_wanted = not is_first and is_ballot and self._driver is not None and self._driver.machine.is_wanted(message)
+        if self._versions[slot] > VERSIONS_A_SLOT and not is_wanted:
+            return False
+        if is_first or is_wanted or not is_ballot:
+            self._seen[digest] = None
+            if len(self._seen) > SEEN:
+                self._seen.popitem(last=False)
+        return True
 
     def _refuse(self, verdict: Verdict, reason: str) -> Verdict:
         if verdict is Verdict.REJECT:

@@ -186,15 +186,19 @@ class Consensus:
             self._orders[cycle] = compute_proposer_order(self.committee, self._beacon, cycle)
         return self._orders[cycle][turn]
 
-    def get_vote(self, seat: int, view: int, step: int) -> Vote | None:
-        """The first vote seen in a slot; for validation.validate_vote."""
-        entry = self._views.get(view)
-        return entry.tallies[step].first.get(seat) if entry else None
+    def is_wanted(self, message: Proposal | Vote) -> bool:
+        """Whether more than a third of the stake voted for what it stands for: then it counts, even as the second one
+        of its slot."""
+        if isinstance(message, Vote):
+            return self._is_supported(message.view, message.step, get_value(message))
+        return self._is_supported_anywhere(compute_value(message.record))
 
-    def is_supported(self, view: int, step: int, value: Value) -> bool:
-        """Whether more than a third of the stake voted so: a second vote of a slot for it is still wanted."""
+    def _is_supported(self, view: int, step: int, value: Value) -> bool:
         entry = self._views.get(view)
         return entry is not None and self.committee.is_blocking(entry.tallies[step].wei.get(value, 0))
+
+    def _is_supported_anywhere(self, value: Value | None) -> bool:
+        return value is not None and any(self._is_supported(v, step, value) for v in self._views for step in Step)
 
     def resend(self) -> tuple[Message, ...]:
         """What others may have missed and need to follow us; O(members) messages, all signed by their
@@ -235,7 +239,7 @@ class Consensus:
             return
         if (value, proposal.valid_view) != (entry.value, entry.proposal.valid_view):
             self._accuse(seat, _PROPOSE, entry.proposal, proposal)
-        if value is not None and any(self.is_supported(v, step, value) for v in self._views for step in Step):
+        if value is not None and self._is_supported_anywhere(value):
             entry.by_value.setdefault(value, proposal)
 
     def _take_vote(self, vote: Vote, seat: int, now: float | None) -> None:

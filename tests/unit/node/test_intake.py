@@ -23,6 +23,8 @@ class Round:
         self.beacon = beacon
         self.got = []
         self.has_room = True
+        self.supported = set()
+        self.machine = SimpleNamespace(is_wanted=lambda message: message in self.supported)
 
     def deliver(self, message):
         self.got.append(message)
@@ -174,3 +176,19 @@ def test_what_finds_a_full_inbox_may_come_again(members, entered):
     driver.has_room = True
     assert judge(intake, header) is Verdict.ACCEPT
     assert driver.got == [header]
+
+
+def test_the_second_vote_of_a_liar_is_taken_again_once_others_stand_behind_it(members, entered):
+    """Heard before it counts, it must not pass for known when it is sent again: a quorum may hang on it."""
+    intake, driver = entered
+    nil = members.vote(3, members.record(), record_digest=NIL, rewards_root=NIL)
+    vote = members.vote(3, members.record())
+    for message in (nil, vote, vote):
+        assert judge(intake, message) is Verdict.ACCEPT
+    assert judge(intake, vote) is Verdict.IGNORE  # nobody stands behind it, and it was delivered often enough
+    assert judge(intake, nil) is Verdict.IGNORE
+    driver.supported.add(vote)
+    assert judge(intake, vote) is Verdict.ACCEPT
+    assert driver.got == [nil, vote, vote, vote]
+    assert judge(intake, vote) is Verdict.IGNORE  # now it counts
+    assert driver.got == [nil, vote, vote, vote]
