@@ -141,11 +141,12 @@ class Intake:
         slot = _slot(message)
         self._versions[slot] += 1
         is_first = self._versions[slot] == 1
-        is_ballot = isinstance(message, (Proposal, Vote))
-        is_wanted = not is_first and is_ballot and self._driver is not None and self._driver.machine.is_wanted(message)
-        if self._versions[slot] > VERSIONS_A_SLOT and not is_wanted:
+        is_known = is_first
+        if not is_first and isinstance(message, (Proposal, Vote)):
+            is_known = self._driver is not None and self._driver.machine.is_wanted(message)
+        if self._versions[slot] > VERSIONS_A_SLOT and not is_known:
             return False
-        if is_first or is_wanted or not is_ballot:
+        if is_known or isinstance(message, (ContributionHeader, Scorecard)):
             self._seen[digest] = None
             if len(self._seen) > SEEN:
                 self._seen.popitem(last=False)
