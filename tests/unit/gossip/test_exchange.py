@@ -285,15 +285,16 @@ def test_whole_payloads_before_a_break_are_kept(run):
     run(scenario)
 
 
+async def always_yield(partner, reader, writer):
+    writer.write(frame(ex.YIELD))
+    await asyncio.sleep(5)
+
+
 def test_always_yielding_partner_is_bounded(run):
     async def scenario(net):
         a = await net.add(b"a")
 
-        async def yields(partner, reader, writer):
-            writer.write(frame(ex.YIELD))
-            await asyncio.sleep(5)
-
-        await net.listen(b"b", yields)
+        await net.listen(b"b", always_yield)
         with pytest.raises(UnavailableError, match=r"0\.3 s"):
             await a.exchange.swap(ROUND, b"b", 0.3)
 
@@ -307,11 +308,7 @@ def test_who_yields_to_a_session_that_has_ended_does_not_cost_the_deadline(run, 
     async def scenario(net):
         a = await net.add(b"a")
 
-        async def yields(partner, reader, writer):
-            writer.write(frame(ex.YIELD))
-            await asyncio.sleep(5)
-
-        await net.listen(b"b", yields)
+        await net.listen(b"b", always_yield)
         with pytest.raises(UnavailableError, match="had ended"):
             await a.exchange.swap(ROUND, b"b", 60)
 
