@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -234,3 +236,17 @@ def test_by_default_a_settlement_counts_everybody_by_stake():
         panels=compute_panels(committee, cohort, beacon(1)),
     )  # fmt: skip
     assert plain == named
+
+
+DESIGN = Path(__file__).resolve().parents[3] / "docs" / "design.md"
+
+
+@pytest.mark.parametrize(
+    ("size", "liars"), [(64, 12), (64, 16), (64, 19), (64, 21), (218, 43), (218, 54), (218, 65), (218, 72)]
+)
+def test_the_documented_chance_that_liars_are_most_of_a_panel(size, liars):
+    """Of an honest author's panel: drawn from all seats but its own."""
+    captured = range(OPINIONS // 2 + 1, min(liars, OPINIONS) + 1)
+    ways = sum(math.comb(liars, k) * math.comb(size - 1 - liars, OPINIONS - k) for k in captured)
+    percent = f"{100 * ways / math.comb(size - 1, OPINIONS):.2f} %"
+    assert f"| {liars} of {size} | {percent} |" in DESIGN.read_text(encoding="utf-8")
